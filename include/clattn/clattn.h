@@ -1,0 +1,127 @@
+/* clattn: exact tiled attention on any OpenCL device, and on the host.
+ *
+ *   device -> problem -> plan -> forward
+ *
+ * Every call that can fail returns a clattn_status and leaves a sentence in clattn_last_error(). A call refused for its
+ * arguments or for want of memory has written nothing. Contexts and plans may be used from any threads at once. */
+#ifndef CLATTN_CLATTN_H
+#define CLATTN_CLATTN_H
+
+#include <clattn/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CLATTN_VERSION_MAJOR 0
+#define CLATTN_VERSION_MINOR 1
+#define CLATTN_VERSION_PATCH 0
+
+/* "0.1.0", of the library that runs. */
+CLATTN_API const char *clattn_version(void);
+
+/* ---- names: the text of an enum value, "f16"; "unknown" outside the enum. Never NULL. */
+CLATTN_API const char *clattn_dtype_name(clattn_dtype dtype);
+CLATTN_API const char *clattn_path_name(clattn_path path);
+CLATTN_API const char *clattn_kernel_name(clattn_kernel kernel);
+
+/* Bytes of one element; 0 for a value outside the enum. */
+CLATTN_API size_t clattn_dtype_size(clattn_dtype dtype);
+
+/* ---- problem */
+
+/* Fills p: dense [batch, heads, seq, dim] tensors, head_dim_v = head_dim_qk = head_dim, scale automatic, every key
+ * seen. Checks nothing: the calls that take a problem do. */
+CLATTN_API void clattn_problem_init(clattn_problem *p, clattn_dtype dtype, int64_t batch, int64_t n_heads_q,
+                                    int64_t n_heads_kv, int64_t n_q, int64_t n_kv, int64_t head_dim);
+
+/* Strides of common layouts, in elements. bhsd: [batch, heads, seq, dim]. bshd: [batch, seq, heads, dim]. For Q, K and V
+ * packed as [batch, seq, heads_in_all, dim] use bshd with heads_in_all, and begin V (say) heads_before * dim later. */
+CLATTN_API clattn_strides clattn_strides_bhsd(int64_t heads, int64_t seq, int64_t dim);
+CLATTN_API clattn_strides clattn_strides_bshd(int64_t heads, int64_t seq, int64_t dim);
+
+/* INVALID_ARGUMENT and a sentence when p is not legal. */
+CLATTN_API clattn_status clattn_problem_check(const clattn_problem *p);
+
+/* One line of text, as the program, the tests and the log use it:
+ *   f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [window=256,0] [offset=896] [kvlen=1000] [scale=0.5] [bshd]
+ * from_text: INVALID_ARGUMENT names the word it could not read; p is filled only on success. to_text: at most size - 1
+ * bytes and a 0, returning the full length as snprintf does. Strides other than dense and bshd are not in the text. */
+CLATTN_API clattn_status clattn_problem_from_text(const char *text, clattn_problem *p);
+CLATTN_API size_t clattn_problem_to_text(const clattn_problem *p, char *text, size_t size);
+
+/* ---- devices */
+
+/* Devices of all OpenCL platforms; 0 without OpenCL. */
+CLATTN_API clattn_status clattn_device_count(int *count);
+
+CLATTN_API void clattn_device_info_init(clattn_device_info *info);
+
+/* info of device `index`, counted from 0; NO_DEVICE past the last. */
+CLATTN_API clattn_status clattn_device_get_info(int index, clattn_device_info *info);
+
+/* ---- context */
+
+CLATTN_API void clattn_context_options_init(clattn_context_options *options);
+
+/* Opens a device, or none. options NULL: the defaults. NO_DEVICE when the one that was named is not there; the default
+ * device being absent is no error, the context is then host-only. The caller owns *context, one reference. */
+CLATTN_API clattn_status clattn_context_create(const clattn_context_options *options, clattn_context **context);
+
+/* One reference more, one less; the last one frees. Plans hold a reference of their own. NULL is allowed. */
+CLATTN_API clattn_status clattn_context_retain(clattn_context *context);
+CLATTN_API clattn_status clattn_context_release(clattn_context *context);
+
+/* ---- plan */
+
+CLATTN_API void clattn_plan_options_init(clattn_plan_options *options);
+
+/* Decides how p will run on context (NULL: the process's default context) and builds what that needs; success means that
+ * it is built and fits the device. options NULL: the defaults. UNSUPPORTED when the path or kernel that was asked for
+ * cannot do it. The plan is immutable; the caller owns *plan, one reference. */
+CLATTN_API clattn_status clattn_plan_create(clattn_context *context, const clattn_problem *p,
+                                            const clattn_plan_options *options, clattn_plan **plan);
+CLATTN_API clattn_status clattn_plan_retain(clattn_plan *plan);
+CLATTN_API clattn_status clattn_plan_release(clattn_plan *plan);
+
+/* What was chosen, what was refused, and why, a sentence a line. Belongs to the plan; "" for NULL. */
+CLATTN_API const char *clattn_plan_explain(const clattn_plan *plan);
+
+CLATTN_API void clattn_plan_info_init(clattn_plan_info *info);
+CLATTN_API clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *info);
+
+/* Bytes that args.workspace must hold for clattn_enqueue_forward; 0 for NULL. clattn_forward brings its own. */
+CLATTN_API size_t clattn_plan_workspace_size(const clattn_plan *plan);
+
+/* ---- forward */
+
+CLATTN_API void clattn_forward_args_init(clattn_forward_args *args);
+
+static inline clattn_buffer clattn_host_buffer(const void *pointer)
+{
+    clattn_buffer b;
+    b.host = (void *)(uintptr_t)pointer;
+    b.mem = NULL;
+    b.offset = 0;
+    return b;
+}
+
+/* Runs the plan on host pointers and returns when O and LSE are written. */
+CLATTN_API clattn_status clattn_forward(const clattn_plan *plan, const clattn_forward_args *args);
+
+/* One call: a plan for p on context (NULL: the default one), kept for the next call with an equal problem, and
+ * clattn_forward. lse may be NULL. p must not ask for per-batch lengths or offsets. */
+CLATTN_API clattn_status clattn_attention(clattn_context *context, const clattn_problem *p, const void *q, const void *k,
+                                          const void *v, void *o, float *lse);
+
+/* The definition of right: textbook attention in double on one thread, for tests. q, k, v as p says; o is double, lse
+ * double, both dense [batch, heads, seq, dim]; lse, kv_lengths and query_offsets may be NULL as in clattn_forward_args.
+ * It keeps n_kv doubles. */
+CLATTN_API clattn_status clattn_reference_forward(const clattn_problem *p, const void *q, const void *k, const void *v,
+                                                  const int64_t *kv_lengths, const int64_t *query_offsets, double *o,
+                                                  double *lse);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

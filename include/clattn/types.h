@@ -1,0 +1,187 @@
+/* The types of clattn's interface: storage types, strides, problems, options, arguments.
+ *
+ * Structs that may grow carry struct_size first. Fill them with their _init function, then set fields. A struct_size
+ * that this library does not know is refused. */
+#ifndef CLATTN_TYPES_H
+#define CLATTN_TYPES_H
+
+#include <float.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <clattn/status.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Storage types. XX(name, value, bytes, text) */
+#define CLATTN_DTYPE_MAP(XX)                                                                                           \
+    XX(F32, 1, 4, "f32")   /* IEEE binary32; scores, row state and sums in f32 */                                      \
+    XX(F16, 2, 2, "f16")   /* IEEE binary16; scores, row state and sums in f32 */                                      \
+    XX(BF16, 3, 2, "bf16") /* the upper half of a binary32; scores, row state and sums in f32 */                       \
+    XX(F64, 4, 8, "f64")   /* IEEE binary64; scores, row state and sums in f64 */
+
+typedef enum clattn_dtype {
+#define CLATTN_DTYPE_ENUM(name, value, bytes, text) CLATTN_DTYPE_##name = value,
+    CLATTN_DTYPE_MAP(CLATTN_DTYPE_ENUM)
+#undef CLATTN_DTYPE_ENUM
+} clattn_dtype;
+
+/* Where a plan runs. XX(name, value, text) */
+#define CLATTN_PATH_MAP(XX)                                                                                            \
+    XX(AUTO, 0, "auto") /* host when n_q <= 128 and n_kv <= 128 or there is no device that can, else device */         \
+    XX(HOST, 1, "host") /* the host's own processor, no OpenCL */                                                      \
+    XX(DEVICE, 2, "device") /* the context's OpenCL device */
+
+typedef enum clattn_path {
+#define CLATTN_PATH_ENUM(name, value, text) CLATTN_PATH_##name = value,
+    CLATTN_PATH_MAP(CLATTN_PATH_ENUM)
+#undef CLATTN_PATH_ENUM
+} clattn_path;
+
+/* Which implementation of the tile loop. XX(name, value, text) */
+#define CLATTN_KERNEL_MAP(XX)                                                                                          \
+    XX(AUTO, 0, "auto")                     /* attn_fwd_lanes on CPU devices, attn_fwd on others */                    \
+    XX(HOST_TILE, 1, "host_tile")           /* host path: vectors of query rows, one file per instruction set */       \
+    XX(ATTN_FWD, 2, "attn_fwd")             /* device path: K and V blocks staged in local memory */                   \
+    XX(ATTN_FWD_LANES, 3, "attn_fwd_lanes") /* device path for CPU devices: one work-item a tile, no barrier */
+
+typedef enum clattn_kernel {
+#define CLATTN_KERNEL_ENUM(name, value, text) CLATTN_KERNEL_##name = value,
+    CLATTN_KERNEL_MAP(CLATTN_KERNEL_ENUM)
+#undef CLATTN_KERNEL_ENUM
+} clattn_kernel;
+
+/* Strides of a tensor [batch, heads, seq, dim], in ELEMENTS, none negative; dim is contiguous. In an input a stride
+ * may be 0 (one copy serves all); an output's elements must not overlap. All three 0: dense, in the order
+ * [batch, heads, seq, dim]. */
+typedef struct clattn_strides {
+    int64_t batch, head, seq;
+} clattn_strides;
+
+#define CLATTN_SCALE_AUTO (-DBL_MAX)  /* clattn_problem.scale: 1/sqrt(head_dim_qk) */
+#define CLATTN_KV_LENGTH_ALL (-1)     /* clattn_problem.kv_length: n_kv */
+#define CLATTN_WINDOW_UNBOUNDED (-1)  /* a side of the window without a bound */
+
+/* Which keys a query sees. Query row i of a batch entry stands at position p = query_offset + i, key j at j. The row
+ * sees key j iff 0 <= j < kv_length and p - window_left <= j <= p + window_right. Causal is window_right = 0. */
+typedef struct clattn_mask {
+    int64_t window_left, window_right; /* keys, at least 0, or CLATTN_WINDOW_UNBOUNDED (default) */
+} clattn_mask;
+
+/* O = softmax(scale * Q K^T, keys hidden by the mask left out) V.
+ *   Q [batch, n_heads_q,  n_q,  head_dim_qk]      K [batch, n_heads_kv, n_kv, head_dim_qk]
+ *   O [batch, n_heads_q,  n_q,  head_dim_v]       V [batch, n_heads_kv, n_kv, head_dim_v]
+ *   LSE [batch, n_heads_q, n_q], f32 whatever the storage: m + ln(l), the natural logarithm of the softmax's sum
+ * Query head h reads K and V of head h / (n_heads_q / n_heads_kv). A row that sees no key gives O = 0, LSE = -inf. */
+typedef struct clattn_problem {
+    size_t struct_size;
+    clattn_dtype dtype;                        /* of Q, K, V and O; _init sets it */
+    int64_t batch, n_heads_q, n_heads_kv;      /* at least 1; n_heads_q a multiple of n_heads_kv */
+    int64_t n_q, n_kv;                         /* at least 0 */
+    int64_t head_dim_qk, head_dim_v;           /* at least 1 */
+    clattn_strides q, k, v, o;                 /* default all 0: dense */
+    clattn_strides lse;                        /* of LSE [batch, heads, seq]; default all 0: dense */
+    double scale;                              /* finite; default CLATTN_SCALE_AUTO */
+    clattn_mask mask;                          /* default: no bound */
+    int64_t query_offset;                      /* position of query row 0, any value; default 0 (top-left causal) */
+    int64_t kv_length;                         /* keys in use, 0..n_kv; default CLATTN_KV_LENGTH_ALL */
+    int query_offset_per_batch;                /* 1: from args.query_offsets [batch], the field above unused; default 0 */
+    int kv_length_per_batch;                   /* 1: from args.kv_lengths [batch], the field above unused; default 0 */
+} clattn_problem;
+
+/* A tensor's place: host memory, or a cl_mem and an offset. Neither: absent. Make it with clattn_host_buffer or, from
+ * <clattn/opencl.h>, clattn_cl_buffer. It owns nothing. */
+typedef struct clattn_buffer {
+    void *host;    /* host pointer to element [0, 0, 0, 0], or NULL */
+    void *mem;     /* a cl_mem, or NULL */
+    size_t offset; /* bytes from the start of mem to element [0, 0, 0, 0]; a multiple of the element's size */
+} clattn_buffer;
+
+/* What may change from call to call of one plan. */
+typedef struct clattn_forward_args {
+    size_t struct_size;
+    clattn_buffer q, k, v;          /* inputs; k and v may be absent when n_kv is 0, q and o when n_q is 0 */
+    clattn_buffer o;                /* output */
+    clattn_buffer lse;              /* output; absent: not written */
+    clattn_buffer kv_lengths;       /* int64_t [batch], 0..n_kv; read iff problem.kv_length_per_batch. In a cl_mem the
+                                       values cannot be checked: they are cut to 0..n_kv, so nothing else is read */
+    clattn_buffer query_offsets;    /* int64_t [batch]; read iff problem.query_offset_per_batch */
+    clattn_buffer workspace;        /* clattn_plan_workspace_size bytes; absent when that is 0 */
+} clattn_forward_args;
+
+/* One line of the log: kind is "plan", "build" or "run"; text has no newline and is the caller's to copy. It may be
+ * called from any thread that uses the context. */
+typedef void(clattn_log_fn)(const char *kind, const char *text, void *user);
+
+/* Runs task(argument, i) for every i in [0, n), on any threads in any order, and returns when all are done. */
+typedef void(clattn_parallel_for_fn)(void *user, size_t n, void (*task)(void *argument, size_t i), void *argument);
+
+/* Which device a context opens. */
+typedef enum clattn_device_select {
+    CLATTN_DEVICE_DEFAULT = 0, /* the first GPU, else the first device; none: host-only. Opened when first needed */
+    CLATTN_DEVICE_INDEX = 1,   /* device_index, as `clattn devices` counts them */
+    CLATTN_DEVICE_NAME = 2,    /* the first whose name or platform name contains device_name, in any case */
+    CLATTN_DEVICE_NONE = 3     /* host-only */
+} clattn_device_select;
+
+typedef struct clattn_context_options {
+    size_t struct_size;
+    clattn_device_select device;        /* default CLATTN_DEVICE_DEFAULT; clattn_context_create_from_cl ignores it */
+    int device_index;                   /* for CLATTN_DEVICE_INDEX */
+    const char *device_name;            /* for CLATTN_DEVICE_NAME; copied */
+    int n_threads;                      /* of the host path; default 0: one per available processor */
+    clattn_parallel_for_fn *parallel_for; /* host path: the app's own threads; default NULL: clattn's */
+    void *parallel_for_user;
+    clattn_log_fn *log;                 /* default NULL: none. CLATTN_VERBOSE=plan,build,run prints on stderr besides */
+    void *log_user;
+    int copy_transfers;                 /* 1: clattn_forward copies even where the device shares host memory; default 0 */
+} clattn_context_options;
+
+typedef struct clattn_plan_options {
+    size_t struct_size;
+    clattn_path path;          /* default AUTO */
+    clattn_kernel kernel;      /* default AUTO; a kernel of the other path is refused */
+    int64_t block_q, block_kv; /* rows of a query tile, keys of a kv block; default 0: automatic. Cut to the sequence,
+                                  then to the nearest size that the kernel has: clattn_plan_get_info tells which */
+    int n_threads;             /* host path; default 0: the context's */
+} clattn_plan_options;
+
+/* What a plan decided. Strings belong to the plan. */
+typedef struct clattn_plan_info {
+    size_t struct_size;
+    clattn_path path;         /* HOST or DEVICE: where clattn_forward runs */
+    clattn_kernel kernel;     /* what clattn_forward runs */
+    clattn_kernel cl_kernel;  /* what clattn_enqueue_forward runs; AUTO when the plan cannot be enqueued */
+    const char *instructions; /* host path: "avx512", "avx2", "portable"; "" on the device path */
+    const char *device;       /* device path: the device's name; "" on the host path */
+    int64_t block_q, block_kv;
+    int64_t work_group_size;  /* work-items; 0 on the host path */
+    int64_t local_bytes;      /* local memory of a work-group; 0 on the host path */
+    int n_threads;            /* at most, on the host path; 0 on the device path */
+    int zero_copy;            /* 1: clattn_forward lets the kernel work in the caller's own memory */
+} clattn_plan_info;
+
+typedef struct clattn_device_info {
+    size_t struct_size;
+    int index;                     /* for CLATTN_DEVICE_INDEX */
+    char name[128], platform[128], driver[128], version[128];
+    char type[16];                 /* "gpu", "cpu", "accelerator" or "other" */
+    int compute_units;
+    int64_t max_work_group_size;   /* work-items */
+    int64_t local_bytes, global_bytes, max_alloc_bytes;
+    int has_fp64;                  /* 1: f64 problems can run */
+    int shares_host_memory;        /* 1: clattn_forward copies nothing */
+    int usable;                    /* 1: clattn can run on it */
+    clattn_kernel kernel;          /* what AUTO takes there */
+    char why[256];                 /* why it is not usable, or why that kernel */
+} clattn_device_info;
+
+typedef struct clattn_context clattn_context;
+typedef struct clattn_plan clattn_plan;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
