@@ -1,0 +1,37 @@
+/* One query tile on the host: what run.c hands to the code of each instruction set. */
+#ifndef CLATTN_CPU_TILE_H
+#define CLATTN_CPU_TILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <clattn/types.h>
+
+#include "../../cl/mask.clh"
+
+/* Pointers to one head of one batch entry. */
+typedef struct host_tile {
+    const void *q, *k, *v;                      /* [n_q, head_dim_qk] [n_kv, head_dim_qk] [n_kv, head_dim_v] */
+    void *o;                                    /* [n_q, head_dim_v] */
+    float *lse;                                 /* [n_q] or NULL */
+    int64_t q_row, k_row, v_row, o_row, lse_row; /* strides, elements */
+    clattn_dtype dtype;
+    int head_dim_qk, head_dim_v;
+    int row_first, row_end; /* the rows of this tile, at most host_ops.block_q of them */
+    int block_kv;
+    mask_band band;
+    double scale;
+} host_tile;
+
+/* One instruction set's code for f32 accumulation (f32, f16, bf16) or f64. */
+typedef struct host_ops {
+    const char *name;
+    int block_q, block_kv; /* most rows of a tile; keys of a kv block that suit the caches */
+    size_t (*work_bytes)(int head_dim_qk, int head_dim_v, int block_kv, clattn_dtype dtype);
+    void (*tile_forward)(const host_tile *tile, void *work); /* work: aligned to 64 bytes */
+} host_ops;
+
+/* The widest set that this processor has and CLATTN_CPU ("avx512", "avx2", "portable") does not mask. */
+const host_ops *clattn__host_ops(clattn_dtype dtype);
+
+#endif

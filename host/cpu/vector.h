@@ -1,0 +1,134 @@
+/* One vector type, `vec`, of LANES reals, and the dozen operations that the tile needs: GNU C's vector extension, with
+ * an instruction named only where the compilers do not find it. REAL_BITS is 32 or 64. */
+#ifndef CLATTN_CPU_VECTOR_H
+#define CLATTN_CPU_VECTOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__AVX__) || defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+#if REAL_BITS == 32
+typedef float real;
+typedef int32_t real_int;
+#else
+typedef double real;
+typedef int64_t real_int;
+#endif
+#define LANES (VECTOR_BYTES * 8 / REAL_BITS)
+
+typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+typedef real_int ivec __attribute__((vector_size(VECTOR_BYTES)));
+typedef real vec_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(REAL_BITS / 8), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+INLINE vec vec_all(real x) { return x - (vec){0}; }
+INLINE ivec ivec_all(real_int x) { return x - (ivec){0}; }
+INLINE vec vec_load(const real *p) { return *(const vec_anywhere *)p; }
+INLINE void vec_store(real *p, vec x) { *(vec_anywhere *)p = x; }
+INLINE vec vec_fma(vec a, vec b, vec c) { return a * b + c; } /* one instruction where the target has it */
+INLINE vec vec_select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
+
+/* The larger; b where either is NaN. */
+INLINE vec vec_max(vec a, vec b)
+{
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif VECTOR_BYTES == 64
+    return (vec)_mm512_max_pd((__m512d)a, (__m512d)b);
+#else
+    return vec_select(a > b, a, b);
+#endif
+}
+
+INLINE int vec_any_nan(vec a)
+{
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_UNORD_Q) != 0;
+#elif VECTOR_BYTES == 64
+    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)a, _CMP_UNORD_Q) != 0;
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)a, _CMP_UNORD_Q)) != 0;
+#elif VECTOR_BYTES == 32
+    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)a, _CMP_UNORD_Q)) != 0;
+#else
+    int any = 0;
+    for (int i = 0; i < LANES; i++) any |= a[i] != a[i];
+    return any;
+#endif
+}
+
+/* 0, 1, 2, ... and the two halves of a perfect shuffle */
+#if LANES == 16
+#define IVEC_IOTA ((ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+#define vec_zip_low(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define vec_zip_high(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif LANES == 8
+#define IVEC_IOTA ((ivec){0, 1, 2, 3, 4, 5, 6, 7})
+#define vec_zip_low(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define vec_zip_high(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#elif LANES == 4
+#define IVEC_IOTA ((ivec){0, 1, 2, 3})
+#define vec_zip_low(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define vec_zip_high(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#else
+#define IVEC_IOTA ((ivec){0, 1})
+#define vec_zip_low(a, b) __builtin_shufflevector(a, b, 0, 2)
+#define vec_zip_high(a, b) __builtin_shufflevector(a, b, 1, 3)
+#endif
+
+/* x becomes its transpose: log2(LANES) rounds of perfect shuffles. */
+INLINE void vec_transpose(vec x[LANES])
+{
+    vec y[LANES];
+    UNROLL for (int k = 1; k < LANES; k *= 2) {
+        UNROLL for (int i = 0; i < LANES; i++) y[i] = x[i];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            x[2 * i] = vec_zip_low(y[i], y[i + LANES / 2]);
+            x[2 * i + 1] = vec_zip_high(y[i], y[i + LANES / 2]);
+        }
+    }
+}
+
+/* 2^x for x <= 0: exactly 0 from -127 down (-1023 for f64), NaN for NaN, else within 1 ulp. Adding ROUNDER leaves the
+ * integer nearest to x, biased like an exponent, in the low bits of the sum. */
+INLINE vec vec_exp2(vec x)
+{
+#if REAL_BITS == 32
+    const real rounder = 12582912.0f + 127.0f, least = -127.0f;
+    static const real factor[] = {1.5403530394e-4f, 1.3333558146e-3f, 9.6181291e-3f, 5.5504109e-2f,
+                                  2.4022651e-1f,    6.9314718e-1f,    1.0f};
+    enum { MANTISSA = 23 };
+#else
+    const real rounder = 6755399441055744.0 + 1023.0, least = -1023.0;
+    static const real factor[] = {/* ln(2)^k / k! */
+                                  1.3691488853904128e-12, 2.5678435993488206e-11, 4.4455382718708116e-10,
+                                  7.0549116208011233e-09, 1.0178086009239699e-07, 1.3215486790144309e-06,
+                                  1.5252733804059840e-05, 1.5403530393381609e-04, 1.3333558146428443e-03,
+                                  9.6181291076284772e-03, 5.5504108664821579e-02, 2.4022650695910071e-01,
+                                  6.9314718055994531e-01, 1.0};
+    enum { MANTISSA = 52 };
+#endif
+    x = vec_max(vec_all(least), x);
+    const vec t = x + rounder, f = x - (t - rounder); /* f in [-0.5, 0.5] */
+    vec p = vec_all(factor[0]);
+    UNROLL for (int i = 1; i < (int)(sizeof factor / sizeof factor[0]); i++) p = vec_fma(p, f, vec_all(factor[i]));
+    return p * (vec)((ivec)t << MANTISSA);
+}
+#endif
