@@ -1,0 +1,152 @@
+/* The public functions that are no more than a check and a call. */
+#include <string.h>
+
+#include <clattn/clattn.h>
+
+#include "context.h"
+#include "device.h"
+#include "error.h"
+
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
+const char *clattn_version(void)
+{
+    return TEXT(CLATTN_VERSION_MAJOR) "." TEXT(CLATTN_VERSION_MINOR) "." TEXT(CLATTN_VERSION_PATCH);
+}
+
+/* ---- devices */
+
+clattn_status clattn_device_count(int *count)
+{
+    RETURN_IF(!count, INVALID_ARGUMENT, "count is NULL");
+    return clattn__device_count(count);
+}
+
+void clattn_device_info_init(clattn_device_info *info)
+{
+    if (!info) return;
+    memset(info, 0, sizeof *info);
+    info->struct_size = sizeof *info;
+}
+
+clattn_status clattn_device_get_info(int index, clattn_device_info *info)
+{
+    RETURN_IF(!info, INVALID_ARGUMENT, "info is NULL");
+    RETURN_IF(info->struct_size != sizeof *info, INVALID_ARGUMENT,
+              "info.struct_size is %zu; this library knows %zu: call clattn_device_info_init", info->struct_size,
+              sizeof *info);
+    return clattn__device_describe(index, info);
+}
+
+/* ---- plan */
+
+clattn_status clattn_plan_create(clattn_context *context, const clattn_problem *given,
+                                 const clattn_plan_options *options, clattn_plan **plan)
+{
+    problem p;
+    RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
+    FORWARD(clattn__problem_make(given, &p));
+    if (!context) FORWARD(clattn__context_default(&context));
+    return clattn__plan_make(context, &p, options, true, plan);
+}
+
+clattn_status clattn_plan_retain(clattn_plan *plan)
+{
+    if (plan) atomic_fetch_add(&plan->references, 1);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn_plan_release(clattn_plan *plan)
+{
+    clattn__plan_drop(plan);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+const char *clattn_plan_explain(const clattn_plan *plan) { return plan ? plan->explain : ""; }
+
+size_t clattn_plan_workspace_size(const clattn_plan *plan)
+{
+    (void)plan; /* no kernel so far keeps anything between launches */
+    return 0;
+}
+
+clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *info)
+{
+    RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
+    RETURN_IF(!info, INVALID_ARGUMENT, "info is NULL");
+    RETURN_IF(info->struct_size != sizeof *info, INVALID_ARGUMENT,
+              "info.struct_size is %zu; this library knows %zu: call clattn_plan_info_init", info->struct_size,
+              sizeof *info);
+    clattn_plan_info_init(info);
+    info->path = plan->path;
+    info->instructions = info->device = "";
+    if (plan->device_plan) info->cl_kernel = plan->choice.kernel;
+    if (plan->path == CLATTN_PATH_HOST) {
+        info->kernel = CLATTN_KERNEL_HOST_TILE;
+        info->instructions = plan->host.ops->name;
+        info->block_q = plan->host.block_q;
+        info->block_kv = plan->host.block_kv;
+        info->n_threads = plan->host.n_threads;
+        info->zero_copy = 1;
+    } else {
+        info->kernel = plan->choice.kernel;
+        info->device = plan->device_name;
+        info->block_q = plan->choice.axes[AXIS_BLOCK_Q];
+        info->block_kv = plan->choice.axes[AXIS_BLOCK_KV];
+        info->work_group_size = plan->choice.work_group_size;
+        info->local_bytes = plan->choice.local_bytes;
+        info->zero_copy = clattn__device_profile(plan->context->device)->shares_host_memory &&
+                          !plan->context->options.copy_transfers;
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* ---- forward */
+
+static clattn_status check_on_host(const char *name, const clattn_buffer *b)
+{
+    RETURN_IF(b->mem, INVALID_ARGUMENT, "args.%s is a cl_mem; clattn_forward takes host pointers", name);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status forward(const clattn_plan *plan, const clattn_forward_args *args)
+{
+    FORWARD(clattn__problem_check_args(&plan->problem, args));
+    for (tensor_name i = 0; i < TENSOR_COUNT; i++)
+        FORWARD(check_on_host(clattn__tensor_names[i], clattn__args_buffer(args, i)));
+    FORWARD(check_on_host("kv_lengths", &args->kv_lengths));
+    FORWARD(check_on_host("query_offsets", &args->query_offsets));
+    if (plan->path == CLATTN_PATH_HOST)
+        return clattn__host_forward(&plan->host, &plan->problem, plan->context->threads, args);
+    return clattn__device_forward(plan->device_plan, &plan->problem, args, plan->context->options.copy_transfers);
+}
+
+clattn_status clattn_forward(const clattn_plan *plan, const clattn_forward_args *args)
+{
+    RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
+    return forward(plan, args);
+}
+
+clattn_status clattn_attention(clattn_context *context, const clattn_problem *given, const void *q, const void *k,
+                               const void *v, void *o, float *lse)
+{
+    problem p;
+    FORWARD(clattn__problem_make(given, &p));
+    RETURN_IF(p.kv_length_per_batch || p.query_offset_per_batch, INVALID_ARGUMENT,
+              "the problem asks for per-batch lengths or offsets; clattn_attention takes none: make a plan");
+    clattn_forward_args args;
+    clattn_forward_args_init(&args);
+    args.q = clattn_host_buffer(q);
+    args.k = clattn_host_buffer(k);
+    args.v = clattn_host_buffer(v);
+    args.o = clattn_host_buffer(o);
+    args.lse = clattn_host_buffer(lse);
+    FORWARD(clattn__problem_check_args(&p, &args));
+    if (!context) FORWARD(clattn__context_default(&context));
+    clattn_plan *plan;
+    FORWARD(clattn__plan_find(context, &p, &plan));
+    const clattn_status status = forward(plan, &args);
+    clattn__plan_drop(plan);
+    return status;
+}

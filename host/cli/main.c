@@ -1,0 +1,67 @@
+/* clattn, the program: finds the command and hands it its options. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli.h"
+
+#define PROBLEM_NOTE                                                                                                   \
+    "\nPROBLEM is one line of words, such as\n"                                                                        \
+    "    f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [offset=896] [window=256,0] [kvlen=1000] [scale=0.5] [bshd]\n" \
+    "Its Q, K and V are random, N(0,1).\n"
+
+static const command commands[] = {
+    {"devices", COMMAND_DEVICES, "Lists the host path and every OpenCL device, and what clattn uses on it.", "", NULL,
+     cmd_devices},
+    {"forward", COMMAND_FORWARD, "Computes O = softmax(scale * Q K^T) V from files, and the log-sum-exp of each row.",
+     "\nO has the files' type, or that of --dtype. NumPy has no bf16: --dtype bf16 rounds f2, f4 or f8 files to it,\n"
+     "computes, and writes O as f4.\n",
+     NULL, cmd_forward},
+    {"compare", COMMAND_COMPARE,
+     "Runs every path and device on one problem, beside a float64 reference; exits 1 past the tolerance.",
+     "\nThe problem is a text, or files as in `forward`. --path, --kernel and --device leave out the other rows.\n"
+     PROBLEM_NOTE,
+     "PROBLEM", cmd_compare},
+    {"bench", COMMAND_BENCH, "Times clattn_forward on one problem.", PROBLEM_NOTE, "PROBLEM", cmd_bench},
+    {"selftest", COMMAND_SELFTEST, "Checks small problems on the host and on every device; exits 1 when one is wrong.",
+     "", NULL, cmd_selftest},
+};
+enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
+
+static void print_usage(FILE *to)
+{
+    fprintf(to, "usage: clattn COMMAND [flags]\n\nExact tiled attention on any OpenCL device, and on the host.\n\n");
+    for (int i = 0; i < N_COMMANDS; i++) fprintf(to, "    %-12s%s\n", commands[i].name, commands[i].about);
+    fprintf(to, "\nclattn COMMAND --help tells a command's flags; clattn --version the version.\n"
+                "Exit status: 0 good, 1 the answer is wrong or the work failed, 2 bad usage or bad input.\n");
+}
+
+static int run(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_usage(stderr);
+        return CLI_USAGE;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) return print_usage(stdout), CLI_OK;
+    if (!strcmp(argv[1], "--version")) return printf("clattn %s\n", clattn_version()), CLI_OK;
+    for (int i = 0; i < N_COMMANDS; i++) {
+        options o;
+        bool help;
+        if (strcmp(argv[1], commands[i].name)) continue;
+        if (args_parse(&commands[i], argc - 2, argv + 2, &o, &help)) return CLI_USAGE;
+        if (help) return args_print_help(&commands[i], stdout), CLI_OK;
+        return commands[i].run(&o);
+    }
+    return cli_fail(CLI_USAGE, "%s: no such command; see clattn --help", argv[1]);
+}
+
+int main(int argc, char **argv)
+{
+    const int code = run(argc, argv);
+    errno = 0;
+    if (fflush(stdout) || ferror(stdout)) {
+        cli_fail(CLI_FAILED, "standard output: %s", errno ? strerror(errno) : "not all of it could be written");
+        return code ? code : CLI_FAILED;
+    }
+    return code;
+}

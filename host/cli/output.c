@@ -1,0 +1,142 @@
+#define _XOPEN_SOURCE 700
+
+#include "output.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "cli.h"
+
+/* ---- temporary files that a signal must remove */
+
+enum { MOST_TEMPORARIES = 4 };
+static char *volatile temporaries[MOST_TEMPORARIES];
+
+static void remove_and_die(int number)
+{
+    for (int i = 0; i < MOST_TEMPORARIES; i++)
+        if (temporaries[i]) unlink(temporaries[i]);
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+static void watch_signals(void)
+{
+    const int deadly[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+    for (size_t i = 0; i < sizeof deadly / sizeof deadly[0]; i++) {
+        struct sigaction before, now = {.sa_handler = remove_and_die};
+        sigemptyset(&now.sa_mask);
+        if (!sigaction(deadly[i], NULL, &before) && before.sa_handler == SIG_DFL) sigaction(deadly[i], &now, NULL);
+    }
+    signal(SIGXFSZ, SIG_IGN); /* a write past the limit then fails with EFBIG */
+}
+
+static void temporaries_replace(char *from, char *to)
+{
+    for (int i = 0; i < MOST_TEMPORARIES; i++)
+        if (temporaries[i] == from) {
+            temporaries[i] = to;
+            return;
+        }
+}
+
+/* ---- outputs */
+
+static int fail(const output *o, int code, int error)
+{
+    return cli_fail(code, "%s %s: it cannot be written: %s", o->flag, o->path, strerror(error));
+}
+
+static mode_t default_mode(void)
+{
+    const mode_t mask = umask(0);
+    umask(mask);
+    return 0666 & ~mask;
+}
+
+int output_open(output *o, const char *flag, const char *path)
+{
+    static const char name[] = ".clattn-XXXXXX";
+    struct stat s = {.st_mode = default_mode()};
+    memset(o, 0, sizeof *o);
+    o->flag = flag;
+    o->path = path;
+    o->was_there = !stat(path, &s);
+    if (o->was_there && !S_ISREG(s.st_mode))
+        return cli_fail(CLI_USAGE, "%s %s: it cannot be written: it is there, and no regular file", flag, path);
+    if (o->was_there && access(path, W_OK)) return fail(o, CLI_USAGE, errno);
+    o->target = o->was_there ? realpath(path, NULL) : strdup(path);
+    char *temporary = o->target ? malloc(strlen(o->target) + sizeof name) : NULL;
+    if (!temporary) return fail(o, CLI_FAILED, errno);
+    const char *slash = strrchr(o->target, '/');
+    const size_t folder = slash ? (size_t)(slash - o->target) + 1 : 0;
+    memcpy(temporary, o->target, folder);
+    memcpy(temporary + folder, name, sizeof name);
+    watch_signals();
+    const int fd = o->target[folder] ? mkstemp(temporary) : (errno = EISDIR, -1);
+    if (fd < 0) {
+        const int error = errno;
+        free(temporary);
+        return fail(o, CLI_USAGE, error);
+    }
+    o->temporary = temporary;
+    temporaries_replace(NULL, temporary);
+    if (fchmod(fd, s.st_mode & 0777) || !(o->file = fdopen(fd, "wb"))) {
+        const int error = errno;
+        close(fd);
+        return fail(o, CLI_FAILED, error);
+    }
+    return CLI_OK;
+}
+
+int output_finish(output *o, int written)
+{
+    if (!o->file) return CLI_OK;
+    int error = 0;
+    if (!written || fflush(o->file) || fsync(fileno(o->file))) error = errno ? errno : EIO;
+    if (fclose(o->file) && !error) error = errno;
+    o->file = NULL;
+    return error ? fail(o, CLI_FAILED, error) : CLI_OK;
+}
+
+static void forget_temporary(output *o)
+{
+    temporaries_replace(o->temporary, NULL);
+    free(o->temporary);
+    o->temporary = NULL;
+}
+
+int output_commit(output *outputs, int n)
+{
+    for (int i = 0; i < n; i++) {
+        output *o = &outputs[i];
+        if (!o->temporary) continue;
+        if (rename(o->temporary, o->target)) {
+            const int error = errno;
+            for (int j = 0; j < i; j++)
+                if (outputs[j].target && !outputs[j].was_there) unlink(outputs[j].target);
+            return fail(o, CLI_FAILED, error);
+        }
+        forget_temporary(o);
+    }
+    return CLI_OK;
+}
+
+void output_close(output *outputs, int n)
+{
+    for (int i = 0; i < n; i++) {
+        output *o = &outputs[i];
+        if (o->file) fclose(o->file);
+        if (o->temporary) {
+            unlink(o->temporary);
+            forget_temporary(o);
+        }
+        free(o->target);
+        memset(o, 0, sizeof *o);
+    }
+}

@@ -1,0 +1,225 @@
+#include "verify.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+#include "convert.h"
+#include "parallel.h"
+#include "progress.h"
+
+enum { MOST_TIMED_RUNS = 5 };
+
+/* ---- the reference, in slices of a few query rows of one head */
+
+typedef struct slicing {
+    const inputs *in;
+    answer *a;
+    int64_t rows, slices_per_head; /* rows of a slice */
+    progress *bar;                 /* NULL: none */
+    atomic_flag failed;            /* set by the first slice that fails, which fills message */
+    char message[512];
+} slicing;
+
+static const void *offset_by(const void *data, clattn_dtype dtype, int64_t elements)
+{
+    return (const char *)data + elements * (int64_t)clattn_dtype_size(dtype);
+}
+
+static int64_t row_at(clattn_strides s, int64_t batch, int64_t head, int64_t row)
+{
+    return batch * s.batch + head * s.head + row * s.seq;
+}
+
+static clattn_strides strides_or_dense(clattn_strides s, int64_t heads, int64_t seq, int64_t dim)
+{
+    return s.batch || s.head || s.seq ? s : clattn_strides_bhsd(heads, seq, dim);
+}
+
+static void run_slice(void *argument, int64_t index)
+{
+    slicing *s = argument;
+    const inputs *in = s->in;
+    const clattn_problem *whole = &in->problem;
+    const int64_t head_index = index / s->slices_per_head, first_row = index % s->slices_per_head * s->rows;
+    const int64_t b = head_index / whole->n_heads_q, h = head_index % whole->n_heads_q;
+    const int64_t kv_head = h / (whole->n_heads_q / whole->n_heads_kv);
+    const int64_t row = head_index * whole->n_q + first_row;
+    clattn_problem p = *whole;
+    p.batch = p.n_heads_q = p.n_heads_kv = 1;
+    p.n_q = whole->n_q - first_row < s->rows ? whole->n_q - first_row : s->rows;
+    p.q = strides_or_dense(whole->q, whole->n_heads_q, whole->n_q, whole->head_dim_qk);
+    p.k = strides_or_dense(whole->k, whole->n_heads_kv, whole->n_kv, whole->head_dim_qk);
+    p.v = strides_or_dense(whole->v, whole->n_heads_kv, whole->n_kv, whole->head_dim_v);
+    memset(&p.o, 0, sizeof p.o);
+    memset(&p.lse, 0, sizeof p.lse);
+    p.query_offset = (in->query_offsets ? in->query_offsets[b] : whole->query_offset) + first_row;
+    p.query_offset_per_batch = 0;
+    if (in->kv_lengths) p.kv_length = in->kv_lengths[b];
+    p.kv_length_per_batch = 0;
+    if (clattn_reference_forward(&p, offset_by(in->q, p.dtype, row_at(p.q, b, h, first_row)),
+                                 offset_by(in->k, p.dtype, row_at(p.k, b, kv_head, 0)),
+                                 offset_by(in->v, p.dtype, row_at(p.v, b, kv_head, 0)), NULL, NULL,
+                                 s->a->o + row * p.head_dim_v, s->a->lse + row) &&
+        !atomic_flag_test_and_set(&s->failed))
+        snprintf(s->message, sizeof s->message, "%s", clattn_last_error()->message);
+    if (s->bar) progress_add(s->bar, p.n_q);
+}
+
+/* Rows of a slice: about a tenth of a second of work; all when a row's position would leave 64 bits on the way. */
+static int64_t rows_of_slice(const inputs *in)
+{
+    const clattn_problem *p = &in->problem;
+    const double work = (double)p->n_kv * (double)(p->head_dim_qk + p->head_dim_v) + 1, target = 5e7;
+    for (int64_t b = 0, last; b < (in->query_offsets ? p->batch : 1); b++)
+        if (__builtin_add_overflow(in->query_offsets ? in->query_offsets[b] : p->query_offset, p->n_q, &last))
+            return p->n_q;
+    return work * (double)p->n_q < target ? p->n_q : work > target ? 1 : (int64_t)(target / work);
+}
+
+static double largest(const double *x, int64_t n)
+{
+    double most = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (isfinite(x[i]) && fabs(x[i]) > most) most = fabs(x[i]);
+    return most;
+}
+
+int answer_make(const inputs *in, int64_t threads, const char *label, answer *a)
+{
+    const clattn_problem *p = &in->problem;
+    const int64_t heads = p->n_q ? p->batch * p->n_heads_q : 0, rows = heads * p->n_q;
+    const double start = cli_now();
+    slicing s = {.in = in, .a = a, .failed = ATOMIC_FLAG_INIT};
+    progress bar;
+    memset(a, 0, sizeof *a);
+    a->o = cli_alloc("the reference's O", rows * p->head_dim_v, sizeof *a->o);
+    a->lse = cli_alloc("the reference's LSE", rows, sizeof *a->lse);
+    if (!a->o || !a->lse) return answer_free(a), CLI_FAILED;
+    if (heads) {
+        s.rows = rows_of_slice(in);
+        s.slices_per_head = (p->n_q - 1) / s.rows + 1;
+        s.bar = label ? &bar : NULL;
+        if (label) progress_start(&bar, label, rows);
+        parallel_for(threads, heads * s.slices_per_head, run_slice, &s);
+        if (label) progress_stop(&bar);
+    }
+    if (atomic_flag_test_and_set(&s.failed)) {
+        answer_free(a);
+        return cli_fail(CLI_FAILED, "the reference: %s", s.message);
+    }
+    a->seconds = cli_now() - start;
+    a->max_o = largest(a->o, rows * p->head_dim_v);
+    a->max_lse = largest(a->lse, rows);
+    return CLI_OK;
+}
+
+void answer_free(answer *a)
+{
+    free(a->o);
+    free(a->lse);
+    memset(a, 0, sizeof *a);
+}
+
+/* ---- the distance */
+
+/* O is stored in dtype, so half a unit in the last place of its largest value is unavoidable, and inputs of magnitude 1
+ * add a few roundings of the f32 (f64) sums. LSE is stored as f32 always. */
+tolerance tolerance_of(clattn_dtype dtype, const answer *a)
+{
+    const double o = dtype == CLATTN_DTYPE_F64   ? 1e-13
+                     : dtype == CLATTN_DTYPE_F32 ? 5e-6
+                     : dtype == CLATTN_DTYPE_F16 ? 6.2e-4
+                                                 : 5.2e-3;
+    const tolerance t = {o * fmax(1, a->max_o), 1e-5 * fmax(1, a->max_lse)};
+    return t;
+}
+
+typedef struct error_sum {
+    double max, squares;
+} error_sum;
+
+static void error_add(error_sum *e, double value, double reference)
+{
+    double error = fabs(value - reference);
+    if (isnan(error)) /* one of them is NaN, or both are the same infinity */
+        error = (isnan(value) && isnan(reference)) || value == reference ? 0 : (double)INFINITY;
+    if (error > e->max) e->max = error;
+    e->squares += error * error;
+}
+
+static double rms(const error_sum *e, int64_t n) { return n ? sqrt(e->squares / (double)n) : 0; }
+
+static difference difference_of(const inputs *in, const answer *a, const void *o, const float *lse)
+{
+    const clattn_problem *p = &in->problem;
+    const clattn_strides o_strides = inputs_o_strides(in), lse_strides = inputs_lse_strides(in);
+    error_sum e_o = {0, 0}, e_lse = {0, 0};
+    int64_t row = 0;
+    for (int64_t b = 0; p->n_q && b < p->batch; b++)
+        for (int64_t h = 0; h < p->n_heads_q; h++)
+            for (int64_t i = 0; i < p->n_q; i++, row++) {
+                const int64_t at = row_at(o_strides, b, h, i);
+                for (int64_t d = 0; d < p->head_dim_v; d++)
+                    error_add(&e_o, element_get(o, p->dtype, at + d), a->o[row * p->head_dim_v + d]);
+                error_add(&e_lse, lse[row_at(lse_strides, b, h, i)], a->lse[row]);
+            }
+    const difference d = {e_o.max, rms(&e_o, row * p->head_dim_v), e_lse.max, rms(&e_lse, row)};
+    return d;
+}
+
+/* ---- one target */
+
+static clattn_status time_runs(const clattn_plan *plan, const clattn_forward_args *args, double seconds, outcome *out)
+{
+    double times[MOST_TIMED_RUNS];
+    size_t n = 0;
+    for (const double start = cli_now(); n < MOST_TIMED_RUNS && (n == 0 || cli_now() - start < seconds); n++) {
+        const double before = cli_now();
+        const clattn_status status = clattn_forward(plan, args);
+        if (status) return status;
+        times[n] = cli_now() - before;
+    }
+    out->seconds = cli_median(times, n);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+int outcome_make(const target *t, const options *o, const inputs *in, const answer *a, double seconds, outcome *out)
+{
+    clattn_forward_args args;
+    clattn_plan_options options_of_plan;
+    clattn_plan *plan = NULL;
+    void *o_data = NULL;     /* as in->problem says */
+    float *lse_data = NULL;
+    memset(out, 0, sizeof *out);
+    if (!t->context) {
+        out->status = CLATTN_STATUS_NO_DEVICE;
+        snprintf(out->message, sizeof out->message, "%s", t->why);
+        return CLI_OK;
+    }
+    if (inputs_alloc_outputs(in, &o_data, &lse_data)) return CLI_FAILED;
+    inputs_fill_args(in, &args);
+    args.o = clattn_host_buffer(o_data);
+    args.lse = clattn_host_buffer(lse_data);
+    clattn_plan_options_init(&options_of_plan);
+    options_of_plan.path = t->path;
+    options_of_plan.kernel = t->kernel;
+    options_of_plan.block_q = o->block_q;
+    options_of_plan.block_kv = o->block_kv;
+    out->status = clattn_plan_create(t->context, &in->problem, &options_of_plan, &plan);
+    if (!out->status) out->status = clattn_forward(plan, &args);
+    if (!out->status && seconds > 0) out->status = time_runs(plan, &args, seconds, out);
+    if (out->status) {
+        snprintf(out->message, sizeof out->message, "%s", clattn_last_error()->message);
+    } else {
+        const tolerance most = tolerance_of(in->problem.dtype, a);
+        out->distance = difference_of(in, a, o_data, lse_data);
+        out->ok = out->distance.max_o <= most.o && out->distance.max_lse <= most.lse;
+    }
+    clattn_plan_release(plan);
+    free(o_data);
+    free(lse_data);
+    return CLI_OK;
+}

@@ -1,0 +1,146 @@
+#include "context.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <clattn/clattn.h>
+
+#include "device.h"
+#include "error.h"
+
+void clattn_context_options_init(clattn_context_options *options)
+{
+    if (!options) return;
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+}
+
+static clattn_status check_options(const clattn_context_options *o)
+{
+    RETURN_IF(o->struct_size != sizeof *o, INVALID_ARGUMENT,
+              "options.struct_size is %zu; this library knows %zu: call clattn_context_options_init", o->struct_size,
+              sizeof *o);
+    RETURN_IF(o->device < CLATTN_DEVICE_DEFAULT || o->device > CLATTN_DEVICE_NONE, INVALID_ARGUMENT,
+              "options.device is %d; it must be one of clattn_device_select", (int)o->device);
+    RETURN_IF(o->device == CLATTN_DEVICE_INDEX && o->device_index < 0, INVALID_ARGUMENT,
+              "options.device_index is %d; it must be at least 0", o->device_index);
+    RETURN_IF(o->device == CLATTN_DEVICE_NAME && !o->device_name, INVALID_ARGUMENT, "options.device_name is NULL");
+    RETURN_IF(o->n_threads < 0, INVALID_ARGUMENT, "options.n_threads is %d; it must be at least 0", o->n_threads);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__context_new(const clattn_context_options *given, clattn_context **context)
+{
+    clattn_context_options defaults;
+    clattn_context_options_init(&defaults);
+    const clattn_context_options *o = given ? given : &defaults;
+    FORWARD(check_options(o));
+
+    clattn_context *c = calloc(1, sizeof *c);
+    char *name = o->device_name ? strdup(o->device_name) : NULL;
+    host_threads *threads = clattn__threads_create(o->n_threads, o->parallel_for, o->parallel_for_user);
+    if (!c || (o->device_name && !name) || !threads) {
+        free(c);
+        free(name);
+        clattn__threads_free(threads);
+        return clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a context");
+    }
+    atomic_init(&c->references, 1);
+    c->options = *o;
+    c->options.device_name = c->device_name = name;
+    c->threads = threads;
+    pthread_mutex_init(&c->lock, NULL);
+    *context = c;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn_context_create(const clattn_context_options *options, clattn_context **context)
+{
+    RETURN_IF(!context, INVALID_ARGUMENT, "context is NULL");
+    clattn_context *c;
+    FORWARD(clattn__context_new(options, &c));
+    if (c->options.device == CLATTN_DEVICE_INDEX || c->options.device == CLATTN_DEVICE_NAME) {
+        struct device *d;
+        const clattn_status status = clattn__context_device(c, &d);
+        if (status != CLATTN_STATUS_SUCCESS) {
+            clattn_context_release(c);
+            return status;
+        }
+    }
+    *context = c;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn_context_retain(clattn_context *c)
+{
+    if (c) atomic_fetch_add(&c->references, 1);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn_context_release(clattn_context *c)
+{
+    if (!c || atomic_fetch_sub(&c->references, 1) != 1) return CLATTN_STATUS_SUCCESS;
+    for (int i = 0; i < CACHED_PLANS; i++) clattn__plan_drop(c->cached[i]);
+    clattn__device_close(c->device);
+    clattn__threads_free(c->threads);
+    pthread_mutex_destroy(&c->lock);
+    free(c->device_name);
+    free(c);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_context *default_context;
+
+static void default_context_make(void)
+{
+    if (clattn__context_new(NULL, &default_context) != CLATTN_STATUS_SUCCESS) default_context = NULL;
+}
+
+clattn_status clattn__context_default(clattn_context **context)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, default_context_make);
+    RETURN_IF(!default_context, OUT_OF_HOST_MEMORY, "no room for the default context");
+    *context = default_context;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__context_device(clattn_context *c, struct device **d)
+{
+    pthread_mutex_lock(&c->lock);
+    if (!c->device && !c->device_tried) {
+        c->device_status = clattn__device_open(&c->options, &c->device);
+        if (c->device_status != CLATTN_STATUS_SUCCESS)
+            snprintf(c->device_why, sizeof c->device_why, "%s", clattn_last_error()->message);
+        c->device_tried = true;
+    }
+    *d = c->device;
+    pthread_mutex_unlock(&c->lock);
+    if (!*d) return clattn__fail(c->device_status, 0, "%s", c->device_why);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* ---- log */
+
+static bool verbose_names(const char *kind)
+{
+    const char *verbose = getenv("CLATTN_VERBOSE");
+    const size_t n = strlen(kind);
+    for (const char *s = verbose; s && *s; s += strcspn(s, ","), s += *s == ',')
+        if (!strncmp(s, kind, n) && (s[n] == ',' || !s[n])) return true;
+    return false;
+}
+
+bool clattn__log_wants(const clattn_context *c, const char *kind) { return c->options.log || verbose_names(kind); }
+
+void clattn__log(const clattn_context *c, const char *kind, const char *format, ...)
+{
+    char line[4096];
+    if (!clattn__log_wants(c, kind)) return;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    if (c->options.log) c->options.log(kind, line, c->options.log_user);
+    if (verbose_names(kind)) fprintf(stderr, "clattn: %s: %s\n", kind, line);
+}

@@ -1,0 +1,64 @@
+/* A context: a device (opened when first needed), the host path's threads, the log. And the plans made on it. */
+#ifndef CLATTN_CONTEXT_H
+#define CLATTN_CONTEXT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "plan.h"
+
+struct device;
+struct device_plan;
+
+enum { CACHED_PLANS = 8 };
+
+struct clattn_context {
+    atomic_int references;
+    clattn_context_options options;
+    char *device_name;         /* what options.device_name points to */
+    host_threads *threads;
+    bool from_app;             /* made on the app's own cl_context */
+    pthread_mutex_t lock;      /* guards what follows */
+    struct device *device;     /* NULL until opened */
+    bool device_tried;
+    clattn_status device_status; /* why there is none */
+    char device_why[256];
+    clattn_plan *cached[CACHED_PLANS]; /* of clattn_attention, latest first; they hold no reference to the context */
+};
+
+struct clattn_plan {
+    atomic_int references;
+    clattn_context *context;
+    bool holds_context;
+    problem problem;
+    clattn_path path;                /* HOST or DEVICE */
+    host_plan host;                  /* for path HOST */
+    device_choice choice;            /* for a device kernel */
+    struct device_plan *device_plan; /* NULL: none */
+    char device_name[128];
+    char explain[2048];
+};
+
+/* A context with no device yet. */
+clattn_status clattn__context_new(const clattn_context_options *options, clattn_context **context);
+
+/* The process's own context, made at first use and kept. */
+clattn_status clattn__context_default(clattn_context **context);
+
+/* The context's device, opened if need be; NO_DEVICE and a sentence when there is none. */
+clattn_status clattn__context_device(clattn_context *context, struct device **d);
+
+/* One line to the log callback, and to stderr where CLATTN_VERBOSE names kind. */
+void clattn__log(const clattn_context *context, const char *kind, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+bool clattn__log_wants(const clattn_context *context, const char *kind);
+
+/* A plan, made and built. hold: the plan keeps the context alive. */
+clattn_status clattn__plan_make(clattn_context *context, const problem *p, const clattn_plan_options *options, bool hold,
+                                clattn_plan **plan);
+void clattn__plan_drop(clattn_plan *plan); /* one reference less */
+
+/* The context's cached plan for p with automatic options, made if need be; the caller drops it. */
+clattn_status clattn__plan_find(clattn_context *context, const problem *p, clattn_plan **plan);
+
+#endif

@@ -1,0 +1,28 @@
+/* What the rest of the library asks of OpenCL, without its types: opencl/ implements this, and no_opencl.c says "none"
+ * where clattn is built without. */
+#ifndef CLATTN_DEVICE_H
+#define CLATTN_DEVICE_H
+
+#include "context.h"
+#include "plan.h"
+
+typedef struct device device;           /* an opened device, its queue and its built programs */
+typedef struct device_plan device_plan; /* a built kernel and what a problem adds to it */
+
+clattn_status clattn__device_count(int *count);
+clattn_status clattn__device_describe(int index, clattn_device_info *info);
+
+/* Opens what options select. NO_DEVICE and a sentence when it is not there. */
+clattn_status clattn__device_open(const clattn_context_options *options, device **d);
+void clattn__device_close(device *d);
+const device_profile *clattn__device_profile(const device *d);
+
+/* Builds (or finds built) the variant, runs it once on nothing, and checks that it fits. */
+clattn_status clattn__device_plan_create(device *d, clattn_context *context, const problem *p,
+                                         const device_choice *choice, device_plan **plan);
+void clattn__device_plan_free(device_plan *plan);
+
+/* Host pointers in, host pointers out. args: checked. copy: not in the caller's memory, even where that could be. */
+clattn_status clattn__device_forward(device_plan *plan, const problem *p, const clattn_forward_args *args, bool copy);
+
+#endif

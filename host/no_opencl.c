@@ -1,0 +1,49 @@
+/* device.h for a build without OpenCL. */
+#include "device.h"
+#include "error.h"
+
+static clattn_status none(void)
+{
+    return clattn__fail(CLATTN_STATUS_NO_DEVICE, 0, "this clattn is built without OpenCL");
+}
+
+clattn_status clattn__device_count(int *count)
+{
+    *count = 0;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__device_describe(int index, clattn_device_info *info)
+{
+    (void)index, (void)info;
+    return none();
+}
+
+clattn_status clattn__device_open(const clattn_context_options *options, device **d)
+{
+    (void)options, (void)d;
+    return none();
+}
+
+void clattn__device_close(device *d) { (void)d; }
+
+const device_profile *clattn__device_profile(const device *d)
+{
+    (void)d;
+    return NULL;
+}
+
+clattn_status clattn__device_plan_create(device *d, clattn_context *context, const problem *p,
+                                         const device_choice *choice, device_plan **plan)
+{
+    (void)d, (void)context, (void)p, (void)choice, (void)plan;
+    return none();
+}
+
+void clattn__device_plan_free(device_plan *plan) { (void)plan; }
+
+clattn_status clattn__device_forward(device_plan *plan, const problem *p, const clattn_forward_args *args, bool copy)
+{
+    (void)plan, (void)p, (void)args, (void)copy;
+    return none();
+}

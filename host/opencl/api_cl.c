@@ -1,0 +1,123 @@
+/* The public functions that take OpenCL's types. */
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "run.h"
+
+clattn_status clattn_context_create_from_cl(cl_context cl, cl_device_id id, const clattn_context_options *options,
+                                            clattn_context **out)
+{
+    RETURN_IF(!out, INVALID_ARGUMENT, "context is NULL");
+    RETURN_IF(!cl || !id, INVALID_ARGUMENT, "the %s is NULL", cl ? "cl_device_id" : "cl_context");
+    size_t bytes = 0;
+    RETURN_IF_CL("clGetContextInfo", clGetContextInfo(cl, CL_CONTEXT_DEVICES, 0, NULL, &bytes));
+    cl_device_id *devices = malloc(bytes + 1);
+    RETURN_IF(!devices, OUT_OF_HOST_MEMORY, "no room for %zu bytes of devices", bytes);
+    const cl_int code = clGetContextInfo(cl, CL_CONTEXT_DEVICES, bytes, devices, NULL);
+    bool found = false;
+    for (size_t i = 0; code == CL_SUCCESS && i < bytes / sizeof *devices; i++) found |= devices[i] == id;
+    free(devices);
+    RETURN_IF_CL("clGetContextInfo", code);
+    RETURN_IF(!found, INVALID_ARGUMENT, "the device is not one of the cl_context's %zu", bytes / sizeof *devices);
+
+    clattn_context *c;
+    FORWARD(clattn__context_new(options, &c));
+    c->from_app = true;
+    c->device_tried = true;
+    const clattn_status status = clattn__device_adopt(cl, id, &c->device);
+    if (status != CLATTN_STATUS_SUCCESS) {
+        clattn_context_release(c);
+        return status;
+    }
+    *out = c;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn_context_get_cl(clattn_context *context, cl_context *cl, cl_device_id *id)
+{
+    struct device *d;
+    if (!context) FORWARD(clattn__context_default(&context));
+    FORWARD(clattn__context_device(context, &d));
+    if (cl) *cl = d->cl;
+    if (id) *id = d->id;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* ---- checks of what the app hands in */
+
+static clattn_status check_queue(const struct device *d, cl_command_queue queue)
+{
+    cl_context cl = NULL;
+    cl_device_id id = NULL;
+    RETURN_IF(!queue, INVALID_ARGUMENT, "queue is NULL");
+    RETURN_IF_CL("clGetCommandQueueInfo", clGetCommandQueueInfo(queue, CL_QUEUE_CONTEXT, sizeof cl, &cl, NULL));
+    RETURN_IF_CL("clGetCommandQueueInfo", clGetCommandQueueInfo(queue, CL_QUEUE_DEVICE, sizeof id, &id, NULL));
+    RETURN_IF(cl != d->cl, INVALID_ARGUMENT, "the queue belongs to another cl_context than the plan's");
+    RETURN_IF(id != d->id, INVALID_ARGUMENT, "the queue belongs to another device than the plan's");
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status check_mem(const struct device *d, const char *name, const clattn_buffer *b, int64_t bytes,
+                               bool written)
+{
+    cl_context cl = NULL;
+    cl_mem_object_type type = 0;
+    cl_mem_flags flags = 0;
+    size_t size = 0;
+    RETURN_IF(b->host, INVALID_ARGUMENT, "args.%s is a host pointer; clattn_enqueue_forward takes cl_mem", name);
+    if (!b->mem) return CLATTN_STATUS_SUCCESS;
+    const cl_mem mem = b->mem;
+    RETURN_IF_CL("clGetMemObjectInfo", clGetMemObjectInfo(mem, CL_MEM_TYPE, sizeof type, &type, NULL));
+    RETURN_IF_CL("clGetMemObjectInfo", clGetMemObjectInfo(mem, CL_MEM_CONTEXT, sizeof cl, &cl, NULL));
+    RETURN_IF_CL("clGetMemObjectInfo", clGetMemObjectInfo(mem, CL_MEM_FLAGS, sizeof flags, &flags, NULL));
+    RETURN_IF_CL("clGetMemObjectInfo", clGetMemObjectInfo(mem, CL_MEM_SIZE, sizeof size, &size, NULL));
+    RETURN_IF(type != CL_MEM_OBJECT_BUFFER, INVALID_ARGUMENT, "args.%s is not a buffer object", name);
+    RETURN_IF(cl != d->cl, INVALID_ARGUMENT, "args.%s belongs to another cl_context than the plan's", name);
+    RETURN_IF(written ? flags & CL_MEM_READ_ONLY : flags & CL_MEM_WRITE_ONLY, INVALID_ARGUMENT,
+              "args.%s is a %s buffer; the kernel must %s it", name, written ? "CL_MEM_READ_ONLY" : "CL_MEM_WRITE_ONLY",
+              written ? "write" : "read");
+    RETURN_IF(b->offset > size || (uint64_t)bytes > size - b->offset, INVALID_ARGUMENT,
+              "args.%s has %zu bytes, %zu of them before the offset; the shape needs %" PRId64 " after it", name, size,
+              b->offset, bytes);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_command_queue queue, const clattn_forward_args *args,
+                                     cl_uint n_wait, const cl_event *wait_list, cl_event *event)
+{
+    RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
+    RETURN_IF(!plan->device_plan, INVALID_ARGUMENT,
+              "the plan has no device kernel: ask for path DEVICE, or make the context on your cl_context");
+    const problem *p = &plan->problem;
+    const struct device *d = plan->device_plan->device;
+    FORWARD(check_queue(d, queue));
+    RETURN_IF((n_wait == 0) != (wait_list == NULL), INVALID_ARGUMENT, "n_wait is %u and wait_list is %s", n_wait,
+              wait_list ? "given" : "NULL");
+    FORWARD(clattn__problem_check_args(p, args));
+    launch_buffers b = {0};
+    for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
+        const clattn_buffer *given = clattn__args_buffer(args, i);
+        FORWARD(check_mem(d, clattn__tensor_names[i], given, p->tensor[i].bytes, i >= TENSOR_O));
+        b.tensor[i] = given->mem;
+        b.at[i] = (int64_t)(given->offset / p->tensor[i].size);
+    }
+    const int64_t numbers = p->batch * (int64_t)sizeof(int64_t);
+    FORWARD(check_mem(d, "kv_lengths", &args->kv_lengths, p->kv_length_per_batch ? numbers : 0, false));
+    FORWARD(check_mem(d, "query_offsets", &args->query_offsets, p->query_offset_per_batch ? numbers : 0, false));
+    b.kv_lengths = plan->device_plan->fixed;
+    b.query_offsets = plan->device_plan->fixed;
+    b.query_offsets_at = p->batch;
+    if (p->kv_length_per_batch) {
+        b.kv_lengths = args->kv_lengths.mem;
+        b.kv_lengths_at = (int64_t)(args->kv_lengths.offset / sizeof(int64_t));
+    }
+    if (p->query_offset_per_batch) {
+        b.query_offsets = args->query_offsets.mem;
+        b.query_offsets_at = (int64_t)(args->query_offsets.offset / sizeof(int64_t));
+    }
+    if (p->n_q == 0) {
+        RETURN_IF_CL("clEnqueueMarkerWithWaitList", clEnqueueMarkerWithWaitList(queue, n_wait, wait_list, event));
+        return CLATTN_STATUS_SUCCESS;
+    }
+    return clattn__launch(plan->device_plan, p, queue, &b, n_wait, wait_list, event);
+}

@@ -1,0 +1,301 @@
+/* Finding, probing and opening devices. */
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <clattn/clattn.h>
+
+#include "device_cl.h"
+
+static const char *cl_error_name(cl_int code)
+{
+    switch (code) {
+#define NAME(name)                                                                                                     \
+    case name: return #name;
+        NAME(CL_DEVICE_NOT_FOUND)
+        NAME(CL_DEVICE_NOT_AVAILABLE)
+        NAME(CL_COMPILER_NOT_AVAILABLE)
+        NAME(CL_MEM_OBJECT_ALLOCATION_FAILURE)
+        NAME(CL_OUT_OF_RESOURCES)
+        NAME(CL_OUT_OF_HOST_MEMORY)
+        NAME(CL_BUILD_PROGRAM_FAILURE)
+        NAME(CL_MAP_FAILURE)
+        NAME(CL_MISALIGNED_SUB_BUFFER_OFFSET)
+        NAME(CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST)
+        NAME(CL_INVALID_VALUE)
+        NAME(CL_INVALID_DEVICE_TYPE)
+        NAME(CL_INVALID_PLATFORM)
+        NAME(CL_INVALID_DEVICE)
+        NAME(CL_INVALID_CONTEXT)
+        NAME(CL_INVALID_QUEUE_PROPERTIES)
+        NAME(CL_INVALID_COMMAND_QUEUE)
+        NAME(CL_INVALID_HOST_PTR)
+        NAME(CL_INVALID_MEM_OBJECT)
+        NAME(CL_INVALID_BINARY)
+        NAME(CL_INVALID_BUILD_OPTIONS)
+        NAME(CL_INVALID_PROGRAM)
+        NAME(CL_INVALID_PROGRAM_EXECUTABLE)
+        NAME(CL_INVALID_KERNEL_NAME)
+        NAME(CL_INVALID_KERNEL)
+        NAME(CL_INVALID_ARG_INDEX)
+        NAME(CL_INVALID_ARG_VALUE)
+        NAME(CL_INVALID_ARG_SIZE)
+        NAME(CL_INVALID_KERNEL_ARGS)
+        NAME(CL_INVALID_WORK_DIMENSION)
+        NAME(CL_INVALID_WORK_GROUP_SIZE)
+        NAME(CL_INVALID_WORK_ITEM_SIZE)
+        NAME(CL_INVALID_GLOBAL_OFFSET)
+        NAME(CL_INVALID_EVENT_WAIT_LIST)
+        NAME(CL_INVALID_EVENT)
+        NAME(CL_INVALID_OPERATION)
+        NAME(CL_INVALID_BUFFER_SIZE)
+        NAME(CL_INVALID_GLOBAL_WORK_SIZE)
+#undef NAME
+    case -1001: return "CL_PLATFORM_NOT_FOUND_KHR";
+    default: return "an error without a name";
+    }
+}
+
+clattn_status clattn__cl_fail(const char *call, cl_int code)
+{
+    clattn_status status = CLATTN_STATUS_OPENCL_ERROR;
+    if (code == CL_OUT_OF_HOST_MEMORY) status = CLATTN_STATUS_OUT_OF_HOST_MEMORY;
+    if (code == CL_MEM_OBJECT_ALLOCATION_FAILURE || code == CL_OUT_OF_RESOURCES)
+        status = CLATTN_STATUS_OUT_OF_DEVICE_MEMORY;
+    return clattn__fail(status, code, "%s failed: %s (%d)", call, cl_error_name(code), (int)code);
+}
+
+/* ---- probing */
+
+static int64_t device_number(cl_device_id id, cl_device_info what, size_t size)
+{
+    union {
+        cl_uint u;
+        cl_ulong ul;
+        size_t s;
+    } x = {.ul = 0};
+    if (clGetDeviceInfo(id, what, size, &x, NULL) != CL_SUCCESS) return 0;
+    const uint64_t n = size == sizeof x.u ? x.u : x.ul;
+    return n > INT64_MAX ? INT64_MAX : (int64_t)n;
+}
+
+static void device_text(cl_device_id id, cl_device_info what, char *to, size_t size)
+{
+    char all[8192] = "";
+    if (clGetDeviceInfo(id, what, sizeof all - 1, all, NULL) != CL_SUCCESS) all[0] = 0;
+    snprintf(to, size, "%.*s", (int)size - 1, all);
+}
+
+static bool has_fp64(cl_device_id id)
+{
+    return device_number(id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof(cl_ulong)) != 0;
+}
+
+const char *clattn__device_probe(cl_device_id id, device_profile *p)
+{
+    memset(p, 0, sizeof *p);
+    device_text(id, CL_DEVICE_NAME, p->name, sizeof p->name);
+    p->is_cpu = device_number(id, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU;
+    p->has_fp64 = has_fp64(id);
+    p->shares_host_memory = device_number(id, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof(cl_uint)) != 0;
+    p->local_bytes = device_number(id, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
+    p->max_alloc_bytes = device_number(id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
+    p->max_work_group_size = device_number(id, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
+    if (!device_number(id, CL_DEVICE_AVAILABLE, sizeof(cl_bool))) return "it is not available";
+    if (!device_number(id, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool))) return "it has no compiler";
+    if (!device_number(id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool))) return "it is big-endian";
+    char version[64];
+    device_text(id, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
+    if (!strncmp(version, "OpenCL C 1.0", 12) || !strncmp(version, "OpenCL C 1.1", 12)) return "it is older than OpenCL 1.2";
+    return "";
+}
+
+/* ---- enumeration: devices of all platforms, in the loader's order */
+
+static clattn_status all_devices(cl_device_id **devices, int *count)
+{
+    cl_uint n_platforms = 0;
+    *devices = NULL;
+    *count = 0;
+    const cl_int code = clGetPlatformIDs(0, NULL, &n_platforms);
+    if (code == -1001 || (code == CL_SUCCESS && n_platforms == 0)) return CLATTN_STATUS_SUCCESS;
+    RETURN_IF_CL("clGetPlatformIDs", code);
+    cl_platform_id *platforms = calloc(n_platforms, sizeof *platforms);
+    RETURN_IF(!platforms, OUT_OF_HOST_MEMORY, "no room for %u platforms", n_platforms);
+    clattn_status status = CLATTN_STATUS_SUCCESS;
+    const cl_int listed = clGetPlatformIDs(n_platforms, platforms, NULL);
+    if (listed != CL_SUCCESS) status = clattn__cl_fail("clGetPlatformIDs", listed);
+    for (cl_uint i = 0; i < n_platforms && status == CLATTN_STATUS_SUCCESS; i++) {
+        cl_uint n = 0;
+        if (clGetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, 0, NULL, &n) != CL_SUCCESS || n == 0) continue;
+        cl_device_id *more = realloc(*devices, sizeof *more * ((size_t)*count + n));
+        if (!more) {
+            status = clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for %u devices", n);
+            break;
+        }
+        *devices = more;
+        if (clGetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, n, more + *count, NULL) == CL_SUCCESS) *count += (int)n;
+    }
+    free(platforms);
+    if (status != CLATTN_STATUS_SUCCESS) {
+        free(*devices);
+        *devices = NULL;
+    }
+    return status;
+}
+
+clattn_status clattn__device_count(int *count)
+{
+    cl_device_id *devices;
+    FORWARD(all_devices(&devices, count));
+    free(devices);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static void platform_name(cl_device_id id, char *to, size_t size)
+{
+    cl_platform_id platform = NULL;
+    to[0] = 0;
+    if (clGetDeviceInfo(id, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL) != CL_SUCCESS) return;
+    if (clGetPlatformInfo(platform, CL_PLATFORM_NAME, size, to, NULL) != CL_SUCCESS) to[0] = 0;
+}
+
+static void describe(cl_device_id id, int index, clattn_device_info *info)
+{
+    device_profile p;
+    const char *refused = clattn__device_probe(id, &p);
+    const int64_t type = device_number(id, CL_DEVICE_TYPE, sizeof(cl_ulong));
+    clattn_device_info_init(info);
+    info->index = index;
+    snprintf(info->name, sizeof info->name, "%s", p.name);
+    platform_name(id, info->platform, sizeof info->platform);
+    device_text(id, CL_DRIVER_VERSION, info->driver, sizeof info->driver);
+    device_text(id, CL_DEVICE_VERSION, info->version, sizeof info->version);
+    snprintf(info->type, sizeof info->type, "%s",
+             type & CL_DEVICE_TYPE_GPU           ? "gpu"
+             : type & CL_DEVICE_TYPE_CPU         ? "cpu"
+             : type & CL_DEVICE_TYPE_ACCELERATOR ? "accelerator"
+                                                 : "other");
+    info->compute_units = (int)device_number(id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
+    info->max_work_group_size = p.max_work_group_size;
+    info->local_bytes = p.local_bytes;
+    info->global_bytes = device_number(id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
+    info->max_alloc_bytes = p.max_alloc_bytes;
+    info->has_fp64 = p.has_fp64;
+    info->shares_host_memory = p.shares_host_memory;
+    info->usable = !*refused;
+    info->kernel = *refused ? CLATTN_KERNEL_AUTO : clattn__plan_device_kernel(&p);
+    snprintf(info->why, sizeof info->why, "%s",
+             *refused   ? refused
+             : p.is_cpu ? "a CPU device: vectors of query rows, no barrier"
+                        : "K and V blocks in local memory");
+}
+
+clattn_status clattn__device_describe(int index, clattn_device_info *info)
+{
+    cl_device_id *devices;
+    int count;
+    FORWARD(all_devices(&devices, &count));
+    if (index < 0 || index >= count) {
+        free(devices);
+        return clattn__fail(CLATTN_STATUS_NO_DEVICE, 0, "device index is %d; there are %d OpenCL devices", index, count);
+    }
+    describe(devices[index], index, info);
+    free(devices);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* ---- selection */
+
+static bool contains(const char *whole, const char *part)
+{
+    for (; *whole; whole++) {
+        size_t i = 0;
+        while (part[i] && tolower((unsigned char)whole[i]) == tolower((unsigned char)part[i])) i++;
+        if (!part[i]) return true;
+    }
+    return !*part;
+}
+
+/* The index of the selected device among `count`, or -1. */
+static int select_index(const clattn_context_options *o, cl_device_id *devices, int count)
+{
+    clattn_device_info info;
+    int first = -1;
+    if (o->device == CLATTN_DEVICE_INDEX) return o->device_index < count ? o->device_index : -1;
+    for (int i = 0; i < count; i++) {
+        describe(devices[i], i, &info);
+        if (o->device == CLATTN_DEVICE_NAME && (contains(info.name, o->device_name) || contains(info.platform, o->device_name)))
+            return i;
+        if (o->device == CLATTN_DEVICE_DEFAULT && info.usable && !strcmp(info.type, "gpu")) return i;
+        if (o->device == CLATTN_DEVICE_DEFAULT && info.usable && first < 0) first = i;
+    }
+    return first;
+}
+
+clattn_status clattn__device_open(const clattn_context_options *o, struct device **d)
+{
+    RETURN_IF(o->device == CLATTN_DEVICE_NONE, NO_DEVICE, "the context is host-only");
+    cl_device_id *devices, id = NULL;
+    int count;
+    FORWARD(all_devices(&devices, &count));
+    const int index = select_index(o, devices, count);
+    if (index >= 0) id = devices[index];
+    free(devices);
+    RETURN_IF(!id && o->device == CLATTN_DEVICE_INDEX, NO_DEVICE, "device index is %d; there are %d OpenCL devices",
+              o->device_index, count);
+    RETURN_IF(!id && o->device == CLATTN_DEVICE_NAME, NO_DEVICE, "no name among %d OpenCL devices contains '%s'", count,
+              o->device_name);
+    RETURN_IF(!id, NO_DEVICE, "no OpenCL platform has a usable device");
+    cl_int code;
+    cl_platform_id platform;
+    RETURN_IF_CL("clGetDeviceInfo", clGetDeviceInfo(id, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL));
+    const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)platform, 0};
+    cl_context cl = clCreateContext(properties, 1, &id, NULL, NULL, &code);
+    RETURN_IF_CL("clCreateContext", code);
+    const clattn_status status = clattn__device_adopt(cl, id, d);
+    clReleaseContext(cl);
+    return status;
+}
+
+clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **out)
+{
+    cl_int code;
+    struct device *d = calloc(1, sizeof *d);
+    RETURN_IF(!d, OUT_OF_HOST_MEMORY, "no room for a device");
+    const char *refused = clattn__device_probe(id, &d->profile);
+    clattn_status status = CLATTN_STATUS_SUCCESS;
+    if (*refused) {
+        status = clattn__fail(CLATTN_STATUS_NO_DEVICE, 0, "%s cannot be used: %s", d->profile.name, refused);
+    } else {
+        d->queue = clCreateCommandQueue(cl, id, 0, &code);
+        if (code != CL_SUCCESS) status = clattn__cl_fail("clCreateCommandQueue", code);
+    }
+    if (status != CLATTN_STATUS_SUCCESS) {
+        free(d);
+        return status;
+    }
+    clRetainContext(cl);
+    clRetainDevice(id);
+    d->cl = cl;
+    d->id = id;
+    pthread_mutex_init(&d->lock, NULL);
+    *out = d;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+void clattn__device_close(struct device *d)
+{
+    if (!d) return;
+    for (device_kernel *k = d->kernels, *next; k; k = next) {
+        next = k->next;
+        clattn__device_kernel_free(k);
+    }
+    clReleaseCommandQueue(d->queue);
+    clReleaseContext(d->cl);
+    clReleaseDevice(d->id);
+    pthread_mutex_destroy(&d->lock);
+    free(d);
+}
+
+const device_profile *clattn__device_profile(const struct device *d) { return &d->profile; }

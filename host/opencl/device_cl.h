@@ -1,0 +1,56 @@
+/* What opencl/ shares among its files. */
+#ifndef CLATTN_DEVICE_CL_H
+#define CLATTN_DEVICE_CL_H
+
+#include <clattn/opencl.h>
+
+#include "../device.h"
+#include "../error.h"
+
+/* A built variant. A cl_kernel's arguments are set and enqueued under its lock: OpenCL gives one cl_kernel to one thread
+ * at a time. */
+typedef struct device_kernel {
+    struct device_kernel *next;
+    char *options; /* key: kernel name and -D list */
+    cl_program program;
+    cl_kernel kernel;
+    pthread_mutex_t lock;
+} device_kernel;
+
+struct device {
+    cl_context cl;
+    cl_device_id id;
+    cl_command_queue queue; /* in-order; clattn's own */
+    device_profile profile;
+    pthread_mutex_t lock;   /* guards kernels */
+    device_kernel *kernels; /* built so far; freed with the device */
+};
+
+struct device_plan {
+    struct device *device;
+    device_kernel *kernel;
+    device_choice choice;
+    cl_mem fixed; /* int64 [2][batch]: kv lengths, then query offsets, of a problem that fixes them */
+};
+
+/* Keeps "CALL failed: NAME (code)" and returns the status that fits the code. */
+clattn_status clattn__cl_fail(const char *call, cl_int code);
+
+#define RETURN_IF_CL(call_name, code)                                                                                  \
+    do {                                                                                                               \
+        const cl_int cl_code_ = (code);                                                                                \
+        if (cl_code_ != CL_SUCCESS) return clattn__cl_fail(call_name, cl_code_);                                       \
+    } while (0)
+
+/* Fills profile from the device; "" or why clattn cannot use it. */
+const char *clattn__device_probe(cl_device_id id, device_profile *profile);
+
+/* A device on the app's context. */
+clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **d);
+
+/* The built variant, from the device's cache or made now. */
+clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_choice *choice,
+                                    device_kernel **kernel);
+void clattn__device_kernel_free(device_kernel *kernel);
+
+#endif

@@ -1,0 +1,185 @@
+/* A choice -> a built kernel: the -D list, the source with its includes put in, the build, the device's cache. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "device_cl.h"
+#include "embedded.h"
+
+static const embedded_file *find_file(const char *name, size_t length)
+{
+    for (const embedded_file *f = clattn__embedded; f->name; f++)
+        if (strlen(f->name) == length && !strncmp(f->name, name, length)) return f;
+    return NULL;
+}
+
+/* ---- source: `#include "x"` lines become the file, once each; #line keeps the compiler's messages readable */
+
+typedef struct source {
+    text out;
+    const embedded_file *seen[32];
+    int n_seen;
+} source;
+
+static bool add_file(source *s, const char *name, size_t length)
+{
+    const embedded_file *f = find_file(name, length);
+    if (!f || s->n_seen == (int)(sizeof s->seen / sizeof s->seen[0])) return false;
+    for (int i = 0; i < s->n_seen; i++)
+        if (s->seen[i] == f) return true;
+    s->seen[s->n_seen++] = f;
+    text_add(&s->out, "#line 1 \"%s\"\n", f->name);
+    int line_number = 1;
+    for (const char *line = f->text, *end; *line; line = end, line_number++) {
+        static const char include[] = "#include \"";
+        end = strchr(line, '\n');
+        end = end ? end + 1 : line + strlen(line);
+        if (strncmp(line, include, sizeof include - 1)) {
+            text_add(&s->out, "%.*s", (int)(end - line), line);
+            continue;
+        }
+        const char *inner = line + sizeof include - 1, *quote = strchr(inner, '"');
+        if (!quote || !add_file(s, inner, (size_t)(quote - inner))) return false;
+        text_add(&s->out, "#line %d \"%s\"\n", line_number + 1, f->name);
+    }
+    return true;
+}
+
+/* The whole source of a kernel file, to be freed; NULL when out of memory or a file is missing. */
+static char *source_make(const char *kernel)
+{
+    char name[64], *data = NULL;
+    snprintf(name, sizeof name, "%s.cl", kernel);
+    for (size_t size = 0;;) {
+        source s = {.out = {data, size, 0}};
+        if (!add_file(&s, name, strlen(name))) break;
+        if (s.out.length < size) return data;
+        size = s.out.length + 1;
+        free(data);
+        data = malloc(size);
+        if (!data) break;
+    }
+    free(data);
+    return NULL;
+}
+
+/* ---- build */
+
+static void options_make(const device_choice *choice, char *to, size_t size)
+{
+    text t = {to, size, 0};
+    text_add(&t, "-cl-std=CL1.2");
+    for (int i = 0; i < AXIS_COUNT; i++)
+        if (choice->axes[i]) text_add(&t, " -D%s=%d", clattn__axis_names[i], choice->axes[i]);
+}
+
+static clattn_status build_failed(struct device *d, clattn_context *context, cl_program program, const char *name,
+                                  const char *options, cl_int code)
+{
+    size_t size = 0;
+    clGetProgramBuildInfo(program, d->id, CL_PROGRAM_BUILD_LOG, 0, NULL, &size);
+    char *log = calloc(1, size + 1);
+    if (log) clGetProgramBuildInfo(program, d->id, CL_PROGRAM_BUILD_LOG, size, log, NULL);
+    const char *error = log ? strstr(log, "error") : NULL;
+    if (!error) error = log ? log : "";
+    clattn__log(context, "build", "%s %s: %s", name, options, log ? log : "");
+    const clattn_status status = clattn__fail(CLATTN_STATUS_BUILD_FAILED, code, "%s %s did not build on %s: %.300s", name,
+                                              options, d->profile.name, error);
+    free(log);
+    return status;
+}
+
+static clattn_status program_build(struct device *d, clattn_context *context, const char *name, const char *options,
+                                   cl_program *out)
+{
+    cl_int code;
+    char *data = source_make(name);
+    RETURN_IF(!data, OUT_OF_HOST_MEMORY, "no room for the source of %s", name);
+    const char *texts[] = {data};
+    cl_program program = clCreateProgramWithSource(d->cl, 1, texts, NULL, &code);
+    free(data);
+    RETURN_IF_CL("clCreateProgramWithSource", code);
+    code = clBuildProgram(program, 1, &d->id, options, NULL, NULL);
+    if (code != CL_SUCCESS) {
+        const clattn_status status = code == CL_OUT_OF_HOST_MEMORY || code == CL_OUT_OF_RESOURCES
+                                         ? clattn__cl_fail("clBuildProgram", code)
+                                         : build_failed(d, context, program, name, options, code);
+        clReleaseProgram(program);
+        return status;
+    }
+    *out = program;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* What the compiler made must fit: some drivers learn only then how many work-items its registers allow. */
+static clattn_status check_fits(const struct device *d, cl_kernel kernel, const device_choice *choice, const char *name)
+{
+    size_t most = 0;
+    cl_ulong local = 0;
+    RETURN_IF_CL("clGetKernelWorkGroupInfo", clGetKernelWorkGroupInfo(kernel, d->id, CL_KERNEL_WORK_GROUP_SIZE,
+                                                                      sizeof most, &most, NULL));
+    RETURN_IF_CL("clGetKernelWorkGroupInfo",
+                 clGetKernelWorkGroupInfo(kernel, d->id, CL_KERNEL_LOCAL_MEM_SIZE, sizeof local, &local, NULL));
+    RETURN_IF((int64_t)most < choice->work_group_size, UNSUPPORTED,
+              "%s was built for %lld work-items; the built kernel takes %zu", name, (long long)choice->work_group_size,
+              most);
+    RETURN_IF(local > (cl_ulong)d->profile.local_bytes, UNSUPPORTED,
+              "%s needs %llu bytes of local memory as built; the device has %lld", name, (unsigned long long)local,
+              (long long)d->profile.local_bytes);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+void clattn__device_kernel_free(device_kernel *k)
+{
+    if (!k) return;
+    if (k->kernel) clReleaseKernel(k->kernel);
+    if (k->program) clReleaseProgram(k->program);
+    pthread_mutex_destroy(&k->lock);
+    free(k->options);
+    free(k);
+}
+
+static clattn_status kernel_make(struct device *d, clattn_context *context, const device_choice *choice, const char *key,
+                                 device_kernel **out)
+{
+    cl_int code;
+    const char *name = clattn_kernel_name(choice->kernel), *options = strchr(key, ' ') + 1;
+    device_kernel *k = calloc(1, sizeof *k);
+    RETURN_IF(!k, OUT_OF_HOST_MEMORY, "no room for a kernel");
+    pthread_mutex_init(&k->lock, NULL);
+    k->options = strdup(key);
+    clattn_status status = k->options ? program_build(d, context, name, options, &k->program)
+                                      : clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a kernel");
+    if (status == CLATTN_STATUS_SUCCESS) {
+        k->kernel = clCreateKernel(k->program, name, &code);
+        status = code == CL_SUCCESS ? check_fits(d, k->kernel, choice, name) : clattn__cl_fail("clCreateKernel", code);
+    }
+    if (status != CLATTN_STATUS_SUCCESS) {
+        clattn__device_kernel_free(k);
+        return status;
+    }
+    clattn__log(context, "build", "%s %s", name, options);
+    *out = k;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_choice *choice,
+                                    device_kernel **out)
+{
+    char options[512], key[640];
+    options_make(choice, options, sizeof options);
+    snprintf(key, sizeof key, "%s %s", clattn_kernel_name(choice->kernel), options);
+    clattn_status status = CLATTN_STATUS_SUCCESS;
+    pthread_mutex_lock(&d->lock);
+    device_kernel *k = d->kernels;
+    while (k && strcmp(k->options, key)) k = k->next;
+    if (!k) {
+        status = kernel_make(d, context, choice, key, &k);
+        if (status == CLATTN_STATUS_SUCCESS) {
+            k->next = d->kernels;
+            d->kernels = k;
+        }
+    }
+    pthread_mutex_unlock(&d->lock);
+    if (status == CLATTN_STATUS_SUCCESS) *out = k;
+    return status;
+}

@@ -1,0 +1,228 @@
+#include "plan.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include <clattn/clattn.h>
+
+#include "error.h"
+#include "tile_table.h"
+
+const char *const clattn__axis_names[AXIS_COUNT] = {
+#define XX(name, meaning) #name,
+#include "axes.def"
+#undef XX
+};
+
+enum {
+    HOST_ROWS_MAX = 128,    /* AUTO runs up to so many queries and keys on the host */
+    ROWS_MAX = 1 << 30,     /* the kernels count rows and keys in 32 bits */
+    HEAD_DIM_MAX = 1 << 24, /* and columns */
+    LANES_ROWS = 16,        /* attn_fwd_lanes: rows of a vector */
+    LANES_VECTORS = 4,      /* most vectors of a tile */
+    LANES_KEY_STEP = 4,     /* kv blocks are a multiple */
+    LANES_PRIVATE_BEST = 256 << 10, /* bytes of private memory that stay in a core's cache */
+    LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
+};
+
+const char *clattn_path_name(clattn_path path)
+{
+    switch (path) {
+#define TEXT(name, value, text)                                                                                        \
+    case CLATTN_PATH_##name: return text;
+        CLATTN_PATH_MAP(TEXT)
+#undef TEXT
+    }
+    return "unknown";
+}
+
+const char *clattn_kernel_name(clattn_kernel kernel)
+{
+    switch (kernel) {
+#define TEXT(name, value, text)                                                                                        \
+    case CLATTN_KERNEL_##name: return text;
+        CLATTN_KERNEL_MAP(TEXT)
+#undef TEXT
+    }
+    return "unknown";
+}
+
+void clattn_plan_options_init(clattn_plan_options *options)
+{
+    if (!options) return;
+    memset(options, 0, sizeof *options);
+    options->struct_size = sizeof *options;
+}
+
+void clattn_plan_info_init(clattn_plan_info *info)
+{
+    if (!info) return;
+    memset(info, 0, sizeof *info);
+    info->struct_size = sizeof *info;
+}
+
+clattn_status clattn__plan_check_options(const clattn_plan_options *o)
+{
+    RETURN_IF(o->struct_size != sizeof *o, INVALID_ARGUMENT,
+              "options.struct_size is %zu; this library knows %zu: call clattn_plan_options_init", o->struct_size,
+              sizeof *o);
+    RETURN_IF(!strcmp(clattn_path_name(o->path), "unknown"), INVALID_ARGUMENT,
+              "options.path is %d; it must be one of clattn_path", (int)o->path);
+    RETURN_IF(!strcmp(clattn_kernel_name(o->kernel), "unknown"), INVALID_ARGUMENT,
+              "options.kernel is %d; it must be one of clattn_kernel", (int)o->kernel);
+    RETURN_IF(o->block_q < 0, INVALID_ARGUMENT, "options.block_q is %" PRId64 "; it must be at least 0", o->block_q);
+    RETURN_IF(o->block_kv < 0, INVALID_ARGUMENT, "options.block_kv is %" PRId64 "; it must be at least 0", o->block_kv);
+    RETURN_IF(o->n_threads < 0, INVALID_ARGUMENT, "options.n_threads is %d; it must be at least 0", o->n_threads);
+    const bool host_kernel = o->kernel == CLATTN_KERNEL_HOST_TILE, any_kernel = o->kernel == CLATTN_KERNEL_AUTO;
+    RETURN_IF(!any_kernel && o->path != CLATTN_PATH_AUTO && host_kernel != (o->path == CLATTN_PATH_HOST),
+              INVALID_ARGUMENT, "options.kernel %s does not run on options.path %s", clattn_kernel_name(o->kernel),
+              clattn_path_name(o->path));
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options *o, text *why)
+{
+    if (o->path != CLATTN_PATH_AUTO) {
+        text_add(why, "path %s: asked for\n", clattn_path_name(o->path));
+        return o->path;
+    }
+    if (o->kernel != CLATTN_KERNEL_AUTO) {
+        const clattn_path path = o->kernel == CLATTN_KERNEL_HOST_TILE ? CLATTN_PATH_HOST : CLATTN_PATH_DEVICE;
+        text_add(why, "path %s: kernel %s, asked for, runs there\n", clattn_path_name(path),
+                 clattn_kernel_name(o->kernel));
+        return path;
+    }
+    if (p->n_q <= HOST_ROWS_MAX && p->n_kv <= HOST_ROWS_MAX) {
+        text_add(why, "path host: n_q %" PRId64 " and n_kv %" PRId64 " are at most %d\n", p->n_q, p->n_kv,
+                 HOST_ROWS_MAX);
+        return CLATTN_PATH_HOST;
+    }
+    return CLATTN_PATH_AUTO;
+}
+
+static clattn_status check_reach(const problem *p)
+{
+    RETURN_IF(p->n_q >= ROWS_MAX || p->n_kv >= ROWS_MAX, UNSUPPORTED,
+              "n_q is %" PRId64 " and n_kv %" PRId64 "; the kernels count up to %d", p->n_q, p->n_kv, ROWS_MAX - 1);
+    RETURN_IF(p->head_dim_qk >= HEAD_DIM_MAX || p->head_dim_v >= HEAD_DIM_MAX, UNSUPPORTED,
+              "head_dim_qk is %" PRId64 " and head_dim_v %" PRId64 "; the kernels count up to %d", p->head_dim_qk,
+              p->head_dim_v, HEAD_DIM_MAX - 1);
+    RETURN_IF(p->batch > INT32_MAX || p->n_heads_q > INT32_MAX, UNSUPPORTED,
+              "batch is %" PRId64 " and n_heads_q %" PRId64 "; the kernels count up to %d", p->batch, p->n_heads_q,
+              INT32_MAX);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* asked, or automatic when that is 0; at least 1, at most the sequence, then a multiple of step, at most `most`. */
+static int64_t block_of(int64_t asked, int64_t automatic, int64_t sequence, int64_t step, int64_t most)
+{
+    int64_t block = asked ? asked : automatic;
+    if (block > sequence) block = sequence;
+    if (block < 1) block = 1;
+    block = (block + step - 1) / step * step;
+    return block < most ? block : most;
+}
+
+clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, int n_threads, host_plan *plan)
+{
+    FORWARD(check_reach(p));
+    plan->ops = clattn__host_ops(p->dtype);
+    plan->block_q = (int)block_of(o->block_q, plan->ops->block_q, p->n_q, 1, plan->ops->block_q);
+    plan->block_kv = (int)block_of(o->block_kv, plan->ops->block_kv, p->n_kv, 1, 4096);
+    plan->n_threads = o->n_threads ? o->n_threads : n_threads;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_kernel clattn__plan_device_kernel(const device_profile *device)
+{
+    return device->is_cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
+}
+
+static int64_t lanes_private_bytes(const problem *p, int64_t vectors, int64_t block_kv)
+{
+    const int64_t qk = (p->head_dim_qk + 15) / 16 * 16, v = (p->head_dim_v + 15) / 16 * 16;
+    const bool is_short = clattn_dtype_size(p->dtype) == 2;
+    const int64_t decoded = is_short ? block_kv * (qk > v ? qk : v) * 4 : 0;
+    const int64_t vector_bytes = LANES_ROWS * (p->dtype == CLATTN_DTYPE_F64 ? 8 : 4);
+    return (qk + v + block_kv) * vectors * vector_bytes + decoded;
+}
+
+static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o, device_choice *c)
+{
+    const bool causal = p->window_right >= 0;
+    const int64_t rows = p->n_q <= 512 || (causal && p->n_q <= 1024) ? 32 : LANES_ROWS * LANES_VECTORS;
+    int64_t block_q = block_of(o->block_q, rows, p->n_q, LANES_ROWS, LANES_ROWS * LANES_VECTORS);
+    int64_t block_kv = block_of(o->block_kv, 128, p->n_kv, LANES_KEY_STEP, 1024);
+    while (!o->block_q && block_q > LANES_ROWS &&
+           lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
+        block_q -= LANES_ROWS;
+    while (!o->block_kv && block_kv > 16 &&
+           lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
+        block_kv = (block_kv / 2 + LANES_KEY_STEP - 1) / LANES_KEY_STEP * LANES_KEY_STEP;
+    const int64_t bytes = lanes_private_bytes(p, block_q / LANES_ROWS, block_kv);
+    RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,
+              "attn_fwd_lanes with head_dim_qk %" PRId64 ", head_dim_v %" PRId64 ", block_q %" PRId64 " and block_kv %" PRId64
+              " needs %" PRId64 " bytes of private memory; it may use %d",
+              p->head_dim_qk, p->head_dim_v, block_q, block_kv, bytes, LANES_PRIVATE_MOST);
+    c->axes[AXIS_BLOCK_Q] = (int)block_q;
+    c->axes[AXIS_BLOCK_KV] = (int)block_kv;
+    c->work_group_size = 1;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
+                                     device_choice *c)
+{
+    const int64_t block_q = o->block_q ? block_of(o->block_q, 0, p->n_q, 1, ROWS_MAX) : 0;
+    const int64_t block_kv = o->block_kv ? block_of(o->block_kv, 0, p->n_kv, 1, ROWS_MAX) : 0;
+    const int real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
+    clattn__tile t;
+    RETURN_IF(!clattn__tile_pick(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size, block_q,
+                                 block_kv, nth, &t),
+              UNSUPPORTED,
+              "attn_fwd has no%s tile for head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " in %" PRId64
+              " bytes of local memory and %" PRId64 " work-items",
+              nth ? " further" : "", p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size);
+    c->axes[AXIS_BLOCK_Q] = t.block_q;
+    c->axes[AXIS_BLOCK_KV] = t.block_kv;
+    c->axes[AXIS_WG_SIZE] = t.wg_size;
+    c->axes[AXIS_WG_COLS] = t.wg_cols;
+    c->axes[AXIS_D_SLICE] = t.d_slice;
+    c->axes[AXIS_V_SLICE] = t.v_slice;
+    c->axes[AXIS_Q_RESIDENT] = t.q_resident;
+    c->work_group_size = t.wg_size;
+    c->local_bytes = clattn__tile_local_bytes(&t, p->head_dim_qk, p->head_dim_v);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__plan_device(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
+                                  device_choice *c)
+{
+    FORWARD(check_reach(p));
+    RETURN_IF(p->dtype == CLATTN_DTYPE_F64 && !d->has_fp64, UNSUPPORTED, "dtype is f64; %s has no fp64", d->name);
+    for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
+        const tensor_shape *t = &p->tensor[i];
+        int64_t elements, bytes;
+        const bool overflows = __builtin_mul_overflow(t->batch * t->heads, t->seq * t->dim, &elements) ||
+                               __builtin_mul_overflow(elements, (int64_t)t->size, &bytes);
+        RETURN_IF(overflows || bytes > d->max_alloc_bytes, UNSUPPORTED,
+                  "%s has %" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64 " elements; %s allocates at most %" PRId64
+                  " bytes at once",
+                  clattn__tensor_names[i], t->batch, t->heads, t->seq, t->dim, d->name, d->max_alloc_bytes);
+    }
+    memset(c, 0, sizeof *c);
+    c->axes[AXIS_STORAGE] = (int)p->dtype;
+    c->axes[AXIS_HEAD_DIM_QK] = (int)p->head_dim_qk;
+    c->axes[AXIS_HEAD_DIM_V] = (int)p->head_dim_v;
+    /* AUTO on a CPU device: the lanes kernel, and should that fail the tiles of the other. */
+    const bool lanes_first = o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES ||
+                             (o->kernel == CLATTN_KERNEL_AUTO && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES);
+    c->kernel = lanes_first && nth == 0 ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
+    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) {
+        const clattn_status status = choose_lanes(p, o, c);
+        if (status == CLATTN_STATUS_SUCCESS || o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) return status;
+        return clattn__plan_device(p, d, o, 1, c);
+    }
+    RETURN_IF(o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES, UNSUPPORTED, "attn_fwd_lanes has one variant, and it failed");
+    return choose_attn_fwd(p, d, o, lanes_first ? nth - 1 : nth, c);
+}

@@ -1,0 +1,151 @@
+/* Choice -> plan: opens the device if the choice needs one, builds, falls back, and explains. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <clattn/clattn.h>
+
+#include "context.h"
+#include "device.h"
+#include "error.h"
+
+static const char *last_sentence(void) { return clattn_last_error()->message; }
+
+/* Tries the device's variants, best first, until one builds and fits. */
+static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options *options, text *why)
+{
+    struct device *d;
+    FORWARD(clattn__context_device(plan->context, &d));
+    const device_profile *profile = clattn__device_profile(d);
+    clattn_status failed = CLATTN_STATUS_SUCCESS;
+    for (int nth = 0;; nth++) {
+        char sentence[512];
+        snprintf(sentence, sizeof sentence, "%s", last_sentence());
+        clattn_status status = clattn__plan_device(&plan->problem, profile, options, nth, &plan->choice);
+        if (status != CLATTN_STATUS_SUCCESS)
+            return failed ? clattn__fail(failed, clattn_last_error()->cl_error, "%s", sentence) : status;
+        status = clattn__device_plan_create(d, plan->context, &plan->problem, &plan->choice, &plan->device_plan);
+        if (status == CLATTN_STATUS_SUCCESS) break;
+        if (status != CLATTN_STATUS_BUILD_FAILED && status != CLATTN_STATUS_UNSUPPORTED) return status;
+        failed = status;
+        text_add(why, "refused: %s\n", last_sentence());
+    }
+    const int *axes = plan->choice.axes;
+    snprintf(plan->device_name, sizeof plan->device_name, "%s", profile->name);
+    text_add(why, "kernel %s on %s: block_q %d, block_kv %d, %" PRId64 " work-items, %" PRId64 " bytes of local memory\n",
+             clattn_kernel_name(plan->choice.kernel), profile->name, axes[AXIS_BLOCK_Q], axes[AXIS_BLOCK_KV],
+             plan->choice.work_group_size, plan->choice.local_bytes);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status prepare_host(clattn_plan *plan, const clattn_plan_options *options, text *why)
+{
+    plan->path = CLATTN_PATH_HOST;
+    FORWARD(clattn__plan_host(&plan->problem, options, clattn__threads_count(plan->context->threads), &plan->host));
+    text_add(why, "kernel host_tile, %s: block_q %d, block_kv %d, at most %d threads\n", plan->host.ops->name,
+             plan->host.block_q, plan->host.block_kv, plan->host.n_threads);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static void report_blocks(const clattn_plan_options *o, int64_t block_q, int64_t block_kv, text *why)
+{
+    if (o->block_q && o->block_q != block_q)
+        text_add(why, "block_q %" PRId64 " was asked for and became %" PRId64 "\n", o->block_q, block_q);
+    if (o->block_kv && o->block_kv != block_kv)
+        text_add(why, "block_kv %" PRId64 " was asked for and became %" PRId64 "\n", o->block_kv, block_kv);
+}
+
+static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *options, text *why)
+{
+    const clattn_path wanted = clattn__plan_wanted_path(&plan->problem, options, why);
+    if (wanted == CLATTN_PATH_HOST) {
+        FORWARD(prepare_host(plan, options, why));
+        /* The app's own cl_mem stay where they are: a kernel for clattn_enqueue_forward, beside the host path. */
+        if (options->path == CLATTN_PATH_AUTO && options->kernel == CLATTN_KERNEL_AUTO && plan->context->from_app) {
+            text_add(why, "for cl_mem, which stay on the device: ");
+            if (prepare_device(plan, options, why) != CLATTN_STATUS_SUCCESS) text_add(why, "none: %s\n", last_sentence());
+        }
+    } else {
+        const clattn_status status = prepare_device(plan, options, why);
+        plan->path = CLATTN_PATH_DEVICE;
+        if (status != CLATTN_STATUS_SUCCESS) {
+            const bool may_fall_back = status == CLATTN_STATUS_NO_DEVICE || status == CLATTN_STATUS_UNSUPPORTED ||
+                                       status == CLATTN_STATUS_BUILD_FAILED;
+            if (wanted == CLATTN_PATH_DEVICE || !may_fall_back) return status;
+            text_add(why, "path host: %s\n", last_sentence());
+            FORWARD(prepare_host(plan, options, why));
+        } else if (wanted == CLATTN_PATH_AUTO) {
+            text_add(why, "path device: n_q %" PRId64 " or n_kv %" PRId64 " is beyond the host's share\n",
+                     plan->problem.n_q, plan->problem.n_kv);
+        }
+    }
+    if (plan->path == CLATTN_PATH_HOST)
+        report_blocks(options, plan->host.block_q, plan->host.block_kv, why);
+    else
+        report_blocks(options, plan->choice.axes[AXIS_BLOCK_Q], plan->choice.axes[AXIS_BLOCK_KV], why);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__plan_make(clattn_context *context, const problem *p, const clattn_plan_options *given, bool hold,
+                                clattn_plan **out)
+{
+    clattn_plan_options defaults;
+    clattn_plan_options_init(&defaults);
+    const clattn_plan_options *options = given ? given : &defaults;
+    FORWARD(clattn__plan_check_options(options));
+    clattn_plan *plan = calloc(1, sizeof *plan);
+    RETURN_IF(!plan, OUT_OF_HOST_MEMORY, "no room for a plan");
+    atomic_init(&plan->references, 1);
+    plan->problem = *p;
+    plan->context = context;
+    plan->holds_context = hold;
+    if (hold) clattn_context_retain(context);
+    text why = {plan->explain, sizeof plan->explain, 0};
+    const clattn_status status = prepare(plan, options, &why);
+    if (status != CLATTN_STATUS_SUCCESS) {
+        clattn__plan_drop(plan);
+        return status;
+    }
+    if (clattn__log_wants(context, "plan")) {
+        char *rest = NULL, lines[sizeof plan->explain];
+        memcpy(lines, plan->explain, sizeof lines);
+        for (char *line = strtok_r(lines, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
+            clattn__log(context, "plan", "%s", line);
+    }
+    *out = plan;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+void clattn__plan_drop(clattn_plan *plan)
+{
+    if (!plan || atomic_fetch_sub(&plan->references, 1) != 1) return;
+    clattn__device_plan_free(plan->device_plan);
+    if (plan->holds_context) clattn_context_release(plan->context);
+    free(plan);
+}
+
+clattn_status clattn__plan_find(clattn_context *context, const problem *p, clattn_plan **out)
+{
+    clattn_plan **cached = context->cached, *found = NULL;
+    pthread_mutex_lock(&context->lock);
+    for (int i = 0; i < CACHED_PLANS && cached[i] && !found; i++) {
+        if (memcmp(&cached[i]->problem, p, sizeof *p)) continue;
+        found = cached[i];
+        memmove(cached + 1, cached, sizeof *cached * (size_t)i);
+        cached[0] = found;
+        atomic_fetch_add(&found->references, 1);
+    }
+    pthread_mutex_unlock(&context->lock);
+    if (!found) {
+        FORWARD(clattn__plan_make(context, p, NULL, false, &found));
+        atomic_fetch_add(&found->references, 1);
+        pthread_mutex_lock(&context->lock);
+        clattn_plan *last = cached[CACHED_PLANS - 1];
+        memmove(cached + 1, cached, sizeof *cached * (CACHED_PLANS - 1));
+        cached[0] = found;
+        pthread_mutex_unlock(&context->lock);
+        clattn__plan_drop(last);
+    }
+    *out = found;
+    return CLATTN_STATUS_SUCCESS;
+}

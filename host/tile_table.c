@@ -1,0 +1,148 @@
+/* Which tiles attn_fwd tries, best first. A head dimension uses the rows of the smallest class that holds it, then
+ * those of the class that holds any. From sizes proven on compilers for sm_80 and sm_90 (165 registers at d = 64) down to
+ * what 16 KiB of local memory and 64 work-items allow; the last row of a type is for devices that allow neither. */
+#include "tile_table.h"
+
+#include <limits.h>
+#include <stddef.h>
+
+#define ANY_DIM INT_MAX
+#define BLOCK_STEP 16 /* forced block sizes are multiples of it */
+#define BLOCK_MOST 128
+#define WG_LEAST 64 /* for forced block sizes, where the tile allows it */
+#define WG_MOST 256
+
+/* clang-format off */
+static const clattn__tile tiles[] = {
+    /* up to     real  BLOCK_Q BLOCK_KV  WG_SIZE WG_COLS  D_SLICE V_SLICE  Q_RESIDENT     KiB of local memory */
+    { 64,        4,    64,     64,       128,    8,       32,     64,      0 },        /* 37 */
+    { 64,        4,    64,     64,       128,    8,       16,     32,      0 },        /* 29 */
+    { 64,        4,    32,     32,       64,     8,       32,     32,      0 },        /* 14.5 */
+    { 128,       4,    64,     64,       128,    8,       32,     32,      0 },        /* 37 */
+    { 128,       4,    64,     64,       128,    8,       16,     16,      0 },        /* 29 */
+    { 128,       4,    32,     32,       64,     8,       16,     16,      0 },        /* 13.5 */
+    { 256,       4,    64,     64,       256,    16,      32,     16,      0 },        /* 39 */
+    { 256,       4,    64,     64,       256,    16,      16,     8,       0 },        /* 31 */
+    { 256,       4,    32,     32,       128,    16,      16,     8,       0 },        /* 14.5 */
+    { 256,       4,    32,     32,       64,     8,       16,     8,       0 },        /* 13.5 */
+    { 512,       4,    32,     64,       256,    32,      32,     8,       0 },        /* 28.5 */
+    { 512,       4,    16,     32,       128,    32,      16,     4,       0 },        /* 12.3 */
+    { 512,       4,    16,     32,       64,     16,      16,     4,       0 },        /* 11.3 */
+    { 1024,      4,    16,     32,       256,    32,      32,     8,       0 },        /* 36.3 */
+    { 1024,      4,    16,     32,       256,    32,      32,     4,       0 },        /* 20.3 */
+    { 1024,      4,    16,     32,       64,     16,      16,     4,       0 },        /* 19.3 */
+    { ANY_DIM,   4,    16,     32,       256,    32,      16,     4,       0 },        /* the rest grow with the dim */
+    { ANY_DIM,   4,    16,     16,       64,     8,       8,      4,       0 },
+    { ANY_DIM,   4,    16,     16,       16,     4,       8,      4,       0 },
+    { 64,        8,    32,     32,       64,     8,       16,     32,      0 },        /* 27 */
+    { 64,        8,    16,     32,       64,     8,       16,     16,      0 },        /* 13.5 */
+    { 128,       8,    32,     32,       128,    16,      16,     16,      0 },        /* 29 */
+    { 128,       8,    16,     32,       64,     8,       16,     8,       0 },        /* 13.5 */
+    { 256,       8,    32,     32,       256,    16,      16,     8,       0 },        /* 29 */
+    { 256,       8,    16,     32,       128,    16,      8,      4,       0 },        /* 14.5 */
+    { 256,       8,    16,     32,       64,     8,       8,      4,       0 },        /* 13.5 */
+    { 512,       8,    16,     32,       256,    32,      16,     4,       0 },        /* 24.5 */
+    { 512,       8,    16,     32,       128,    16,      16,     4,       0 },        /* 22.5 */
+    { 512,       8,    16,     32,       64,     8,       16,     4,       0 },        /* 21.5 */
+    { 1024,      8,    16,     32,       256,    32,      16,     4,       0 },        /* 40.5 */
+    { 1024,      8,    16,     16,       128,    16,      16,     4,       0 },        /* 36.5 */
+    { ANY_DIM,   8,    16,     32,       256,    32,      16,     4,       0 },
+    { ANY_DIM,   8,    16,     16,       64,     8,       8,      4,       0 },
+    { ANY_DIM,   8,    16,     16,       16,     4,       8,      4,       0 },
+};
+/* clang-format on */
+#define N_TILES ((int)(sizeof tiles / sizeof tiles[0]))
+
+static int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+static int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t pitch4(int64_t width) { return width / 4 | 1; }
+
+int64_t clattn__tile_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v)
+{
+    const int64_t q = t->block_q * pitch4(t->q_resident ? round_up(head_dim_qk, t->d_slice) : t->d_slice);
+    const int64_t k = t->block_kv * pitch4(t->d_slice);
+    const int64_t v = t->v_slice * (round_up(head_dim_v, 4 * (int64_t)t->wg_cols) / 4);
+    const int64_t stage = max_of(q + k, (t->q_resident ? q : 0) + v);
+    const int64_t p = t->block_q * pitch4(t->block_kv);
+    const int64_t row_part = (int64_t)t->block_q * t->wg_cols / 4;
+    return 4 * (int64_t)t->real_size * (stage + p + row_part);
+}
+
+/* Gives t the block sizes asked for, keeping as near as it can to t's own rows and columns per work-item. 0 when that
+ * takes more than max_wg work-items. */
+static int set_blocks(clattn__tile *t, int block_q, int block_kv, int64_t max_wg)
+{
+    int tile_m = t->block_q / (t->wg_size / t->wg_cols);
+    while (block_kv % t->wg_cols != 0 && t->wg_cols > BLOCK_STEP) {
+        t->wg_cols /= 2;
+        tile_m = tile_m > 1 ? tile_m / 2 : 1;
+    }
+    if (block_kv % t->wg_cols != 0)
+        return 0;
+    while (block_kv % t->v_slice != 0)
+        t->v_slice /= 2;
+    while (tile_m > 1 && (block_q % tile_m != 0 || block_q / tile_m * t->wg_cols < WG_LEAST))
+        tile_m /= 2;
+    while (block_q / tile_m * t->wg_cols > (max_wg < WG_MOST ? max_wg : WG_MOST)) {
+        tile_m *= 2;
+        if (block_q % (2 * tile_m) != 0) /* work-items stand in pairs of rows */
+            return 0;
+    }
+    t->block_q = block_q;
+    t->block_kv = block_kv;
+    t->wg_size = block_q / tile_m * t->wg_cols;
+    return t->wg_size % 16 == 0 && t->wg_size % (2 * t->wg_cols) == 0;
+}
+
+/* Narrower slices where wide ones would stage many columns that the head does not have. */
+static void trim_slice(clattn__tile *t, int64_t head_dim_qk)
+{
+    while (t->d_slice > 4 && t->d_slice % 8 == 0 &&
+           8 * (round_up(head_dim_qk, t->d_slice) - round_up(head_dim_qk, t->d_slice / 2)) >= head_dim_qk)
+        t->d_slice /= 2;
+}
+
+/* The class of rows that serves this head dimension first. */
+static int class_of(int64_t head_dim, int real_size)
+{
+    int least = ANY_DIM;
+    for (int i = 0; i < N_TILES; i++)
+        if (tiles[i].real_size == real_size && tiles[i].head_dim_max >= head_dim && tiles[i].head_dim_max < least)
+            least = tiles[i].head_dim_max;
+    return least;
+}
+
+static int64_t legal_block(int64_t block)
+{
+    return block <= 0 ? 0 : block >= BLOCK_MOST ? BLOCK_MOST : round_up(block, BLOCK_STEP);
+}
+
+const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, int real_size, int64_t local_bytes,
+                                      int64_t max_wg, int64_t block_q, int64_t block_kv, int skip, clattn__tile *out)
+{
+    const int64_t head_dim = max_of(head_dim_qk, head_dim_v);
+    if (head_dim_qk < 1 || head_dim_v < 1 || head_dim > (1 << 20)) /* past that no local memory holds a row of V */
+        return NULL;
+    const int first_class = class_of(head_dim, real_size);
+    int64_t bq = legal_block(block_q), bkv = legal_block(block_kv);
+    for (;;) {
+        for (int i = 0; i < N_TILES; i++) {
+            clattn__tile t = tiles[i];
+            if (t.real_size != real_size || (t.head_dim_max != first_class && t.head_dim_max != ANY_DIM))
+                continue;
+            trim_slice(&t, head_dim_qk);
+            if ((bq != 0 || bkv != 0) &&
+                !set_blocks(&t, bq != 0 ? (int)bq : t.block_q, bkv != 0 ? (int)bkv : t.block_kv, max_wg))
+                continue;
+            if (t.wg_size > max_wg || clattn__tile_local_bytes(&t, head_dim_qk, head_dim_v) > local_bytes)
+                continue;
+            if (skip-- > 0)
+                continue;
+            *out = t;
+            return out;
+        }
+        if (bq <= BLOCK_STEP && bkv <= BLOCK_STEP)
+            return NULL;
+        *(bq >= bkv ? &bq : &bkv) -= BLOCK_STEP; /* what was forced does not fit: the next smaller one */
+    }
+}

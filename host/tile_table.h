@@ -1,0 +1,24 @@
+/* Tile configurations of cl/attn_fwd.cl: data, and the arithmetic to choose from it. Pure; knows no OpenCL. */
+#ifndef CLATTN__TILE_TABLE_H
+#define CLATTN__TILE_TABLE_H
+
+#include <stdint.h>
+
+/* The fields after real_size are the axes of cl/config.clh, which says what each means and what must divide what. */
+typedef struct clattn__tile {
+    int head_dim_max; /* a row of the table serves max(head_dim_qk, head_dim_v) up to this */
+    int real_size;    /* bytes of a score: 4, or 8 for f64 */
+    int block_q, block_kv, wg_size, wg_cols, d_slice, v_slice, q_resident;
+} clattn__tile;
+
+/* Local memory of one work-group, in bytes, exactly as cl/config.clh lays it out. */
+int64_t clattn__tile_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v);
+
+/* The first configuration that needs at most local_bytes of local memory and max_wg work-items, after passing over
+ * `skip` others that do; written to *out and returned, or NULL when there is none left.
+ * block_q, block_kv: 0 takes the table's; any other value is rounded up to a multiple of 16 and cut to 128, and cut
+ * further only when no configuration of that size fits. */
+const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, int real_size, int64_t local_bytes,
+                                      int64_t max_wg, int64_t block_q, int64_t block_kv, int skip, clattn__tile *out);
+
+#endif
