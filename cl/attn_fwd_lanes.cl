@@ -14,16 +14,18 @@
 #include "mask.clh"
 
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
-attn_fwd_lanes(__global const storage *restrict q, __global const storage *restrict k, __global const storage *restrict v,
-               __global storage *restrict o, __global float *restrict lse, __global const long *restrict kv_lengths,
-               __global const long *restrict query_offsets, const real scale_log2, const attn_args args)
+attn_fwd_lanes(__global const storage *restrict q, __global const storage *restrict k,
+               __global const storage *restrict v, __global storage *restrict o, __global float *restrict lse,
+               __global const long *restrict kv_lengths, __global const long *restrict query_offsets,
+               const real scale_log2, const attn_args args)
 {
     if (args.n_q == 0) return; /* a trial launch */
-    const attn_place at = attn_place_of(args.first_group + get_group_id(0), args.n_tiles, args.n_heads_q, args.gqa_group);
+    const attn_place at =
+        attn_place_of(args.first_group + get_group_id(0), args.n_tiles, args.n_heads_q, args.gqa_group);
     const int row_first = at.tile * BLOCK_Q, row_last = min(row_first + BLOCK_Q, args.n_q) - 1;
     const mask_band band =
-        mask_band_init(query_offsets[args.query_offsets_at + at.batch], kv_lengths[args.kv_lengths_at + at.batch], args.n_kv,
-                       args.window_left, args.window_right);
+        mask_band_init(query_offsets[args.query_offsets_at + at.batch], kv_lengths[args.kv_lengths_at + at.batch],
+                       args.n_kv, args.window_left, args.window_right);
 
     q += args.q_at + at.batch * args.q_batch + at.head * args.q_head;    /* [n_q, HEAD_DIM_QK] */
     k += args.k_at + at.batch * args.k_batch + at.kv_head * args.k_head; /* [n_kv, HEAD_DIM_QK] */
@@ -48,7 +50,10 @@ attn_fwd_lanes(__global const storage *restrict q, __global const storage *restr
     const int edge = max(open, mask_end(band, row_first)); /* every row sees the keys of [open, edge) */
     for (int j0 = mask_first(band, row_first), n; j0 < end; j0 += n) {
         const int masked = j0 < open || j0 >= edge;
-        n = min(j0 < open ? min(open - j0, BLOCK_KV) : masked ? min(LANES, BLOCK_KV) : min(edge - j0, BLOCK_KV), end - j0);
+        n = min(j0 < open ? min(open - j0, BLOCK_KV)
+                : masked  ? min(LANES, BLOCK_KV)
+                          : min(edge - j0, BLOCK_KV),
+                end - j0);
 
         BLOCK_SPACE const real *k_block = block_load(decoded, k + j0 * args.k_row, args.k_row, &pitch, n, HEAD_DIM_QK);
         scores(s, q_tile, k_block, pitch, n);
@@ -60,6 +65,6 @@ attn_fwd_lanes(__global const storage *restrict q, __global const storage *restr
 
     o_store(o, args.o_row, o_tile, l, row_first, args.n_q);
     if (args.has_lse)
-        lse_store(lse + args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head, args.lse_row, m, l, row_first,
-                  args.n_q);
+        lse_store(lse + args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head, args.lse_row, m, l,
+                  row_first, args.n_q);
 }

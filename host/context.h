@@ -15,11 +15,11 @@ enum { CACHED_PLANS = 8 };
 struct clattn_context {
     atomic_int references;
     clattn_context_options options;
-    char *device_name;         /* what options.device_name points to */
+    char *device_name; /* what options.device_name points to */
     host_threads *threads;
-    bool from_app;             /* made on the app's own cl_context */
-    pthread_mutex_t lock;      /* guards what follows */
-    struct device *device;     /* NULL until opened */
+    bool from_app;         /* made on the app's own cl_context */
+    pthread_mutex_t lock;  /* guards what follows */
+    struct device *device; /* NULL until opened */
     bool device_tried;
     clattn_status device_status; /* why there is none */
     char device_why[256];
@@ -54,8 +54,8 @@ void clattn__log(const clattn_context *context, const char *kind, const char *fo
 bool clattn__log_wants(const clattn_context *context, const char *kind);
 
 /* A plan, made and built. hold: the plan keeps the context alive. */
-clattn_status clattn__plan_make(clattn_context *context, const problem *p, const clattn_plan_options *options, bool hold,
-                                clattn_plan **plan);
+clattn_status clattn__plan_make(clattn_context *context, const problem *p, const clattn_plan_options *options,
+                                bool hold, clattn_plan **plan);
 void clattn__plan_drop(clattn_plan *plan); /* one reference less */
 
 /* The context's cached plan for p with automatic options, made if need be; the caller drops it. */

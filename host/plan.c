@@ -15,12 +15,12 @@ const char *const clattn__axis_names[AXIS_COUNT] = {
 };
 
 enum {
-    HOST_ROWS_MAX = 128,    /* AUTO runs up to so many queries and keys on the host */
-    ROWS_MAX = 1 << 30,     /* the kernels count rows and keys in 32 bits */
-    HEAD_DIM_MAX = 1 << 24, /* and columns */
-    LANES_ROWS = 16,        /* attn_fwd_lanes: rows of a vector */
-    LANES_VECTORS = 4,      /* most vectors of a tile */
-    LANES_KEY_STEP = 4,     /* kv blocks are a multiple */
+    HOST_ROWS_MAX = 128,            /* AUTO runs up to so many queries and keys on the host */
+    ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
+    HEAD_DIM_MAX = 1 << 24,         /* and columns */
+    LANES_ROWS = 16,                /* attn_fwd_lanes: rows of a vector */
+    LANES_VECTORS = 4,              /* most vectors of a tile */
+    LANES_KEY_STEP = 4,             /* kv blocks are a multiple */
     LANES_PRIVATE_BEST = 256 << 10, /* bytes of private memory that stay in a core's cache */
     LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
 };
@@ -156,13 +156,12 @@ static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o
     while (!o->block_q && block_q > LANES_ROWS &&
            lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
         block_q -= LANES_ROWS;
-    while (!o->block_kv && block_kv > 16 &&
-           lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
+    while (!o->block_kv && block_kv > 16 && lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
         block_kv = (block_kv / 2 + LANES_KEY_STEP - 1) / LANES_KEY_STEP * LANES_KEY_STEP;
     const int64_t bytes = lanes_private_bytes(p, block_q / LANES_ROWS, block_kv);
     RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,
-              "attn_fwd_lanes with head_dim_qk %" PRId64 ", head_dim_v %" PRId64 ", block_q %" PRId64 " and block_kv %" PRId64
-              " needs %" PRId64 " bytes of private memory; it may use %d",
+              "attn_fwd_lanes with head_dim_qk %" PRId64 ", head_dim_v %" PRId64 ", block_q %" PRId64
+              " and block_kv %" PRId64 " needs %" PRId64 " bytes of private memory; it may use %d",
               p->head_dim_qk, p->head_dim_v, block_q, block_kv, bytes, LANES_PRIVATE_MOST);
     c->axes[AXIS_BLOCK_Q] = (int)block_q;
     c->axes[AXIS_BLOCK_KV] = (int)block_kv;
@@ -177,8 +176,8 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
     const int64_t block_kv = o->block_kv ? block_of(o->block_kv, 0, p->n_kv, 1, ROWS_MAX) : 0;
     const int real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
     clattn__tile t;
-    RETURN_IF(!clattn__tile_pick(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size, block_q,
-                                 block_kv, nth, &t),
+    RETURN_IF(!clattn__tile_pick(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size,
+                                 block_q, block_kv, nth, &t),
               UNSUPPORTED,
               "attn_fwd has no%s tile for head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " in %" PRId64
               " bytes of local memory and %" PRId64 " work-items",
@@ -215,8 +214,9 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
     c->axes[AXIS_HEAD_DIM_QK] = (int)p->head_dim_qk;
     c->axes[AXIS_HEAD_DIM_V] = (int)p->head_dim_v;
     /* AUTO on a CPU device: the lanes kernel, and should that fail the tiles of the other. */
-    const bool lanes_first = o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES ||
-                             (o->kernel == CLATTN_KERNEL_AUTO && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES);
+    const bool lanes_first =
+        o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES ||
+        (o->kernel == CLATTN_KERNEL_AUTO && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES);
     c->kernel = lanes_first && nth == 0 ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
     if (c->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) {
         const clattn_status status = choose_lanes(p, o, c);

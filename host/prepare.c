@@ -32,7 +32,8 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
     }
     const int *axes = plan->choice.axes;
     snprintf(plan->device_name, sizeof plan->device_name, "%s", profile->name);
-    text_add(why, "kernel %s on %s: block_q %d, block_kv %d, %" PRId64 " work-items, %" PRId64 " bytes of local memory\n",
+    text_add(why,
+             "kernel %s on %s: block_q %d, block_kv %d, %" PRId64 " work-items, %" PRId64 " bytes of local memory\n",
              clattn_kernel_name(plan->choice.kernel), profile->name, axes[AXIS_BLOCK_Q], axes[AXIS_BLOCK_KV],
              plan->choice.work_group_size, plan->choice.local_bytes);
     return CLATTN_STATUS_SUCCESS;
@@ -63,7 +64,8 @@ static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *optio
         /* The app's own cl_mem stay where they are: a kernel for clattn_enqueue_forward, beside the host path. */
         if (options->path == CLATTN_PATH_AUTO && options->kernel == CLATTN_KERNEL_AUTO && plan->context->from_app) {
             text_add(why, "for cl_mem, which stay on the device: ");
-            if (prepare_device(plan, options, why) != CLATTN_STATUS_SUCCESS) text_add(why, "none: %s\n", last_sentence());
+            if (prepare_device(plan, options, why) != CLATTN_STATUS_SUCCESS)
+                text_add(why, "none: %s\n", last_sentence());
         }
     } else {
         const clattn_status status = prepare_device(plan, options, why);

@@ -107,7 +107,8 @@ static clattn_status tensor_make(tensor_name name, clattn_strides given, int64_t
     *t = (tensor_shape){batch, heads, seq, dim, given, size, 0};
     if (is_dense_default(given)) {
         int64_t head, all;
-        RETURN_IF(__builtin_mul_overflow(seq, dim, &head) || __builtin_mul_overflow(heads, head, &all), INVALID_ARGUMENT,
+        RETURN_IF(__builtin_mul_overflow(seq, dim, &head) || __builtin_mul_overflow(heads, head, &all),
+                  INVALID_ARGUMENT,
                   "%s has %" PRId64 " x %" PRId64 " x %" PRId64 " elements a batch entry; that overflows 64 bits", text,
                   heads, seq, dim);
         t->strides = (clattn_strides){all, head, dim};
@@ -120,8 +121,8 @@ static clattn_status tensor_make(tensor_name name, clattn_strides given, int64_t
               ") ends beyond 2^63 bytes",
               text, batch, heads, seq, dim, t->strides.batch, t->strides.head, t->strides.seq);
     RETURN_IF((name == TENSOR_O || name == TENSOR_LSE) && tensor_overlaps_itself(t), INVALID_ARGUMENT,
-              "%s [%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64 "] is written through strides (%" PRId64 ", %" PRId64
-              ", %" PRId64 ") that overlap",
+              "%s [%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64 "] is written through strides (%" PRId64
+              ", %" PRId64 ", %" PRId64 ") that overlap",
               text, batch, heads, seq, dim, t->strides.batch, t->strides.head, t->strides.seq);
     return CLATTN_STATUS_SUCCESS;
 }
@@ -143,7 +144,8 @@ clattn_status clattn__problem_make(const clattn_problem *g, problem *p)
 {
     RETURN_IF(!g, INVALID_ARGUMENT, "the problem is NULL");
     RETURN_IF(g->struct_size != sizeof *g, INVALID_ARGUMENT,
-              "problem.struct_size is %zu; this library knows %zu: call clattn_problem_init", g->struct_size, sizeof *g);
+              "problem.struct_size is %zu; this library knows %zu: call clattn_problem_init", g->struct_size,
+              sizeof *g);
     RETURN_IF(clattn_dtype_size(g->dtype) == 0, INVALID_ARGUMENT, "dtype is %d; it must be one of clattn_dtype",
               (int)g->dtype);
     FORWARD(check_at_least("batch", g->batch, 1));
@@ -261,7 +263,8 @@ clattn_status clattn__problem_check_args(const problem *p, const clattn_forward_
         const int64_t *lengths = (const int64_t *)((const char *)args->kv_lengths.host + args->kv_lengths.offset);
         for (int64_t b = 0; b < p->batch; b++)
             RETURN_IF(lengths[b] < 0 || lengths[b] > p->n_kv, INVALID_ARGUMENT,
-                      "kv_lengths[%" PRId64 "] is %" PRId64 "; it must be in 0..n_kv = %" PRId64, b, lengths[b], p->n_kv);
+                      "kv_lengths[%" PRId64 "] is %" PRId64 "; it must be in 0..n_kv = %" PRId64, b, lengths[b],
+                      p->n_kv);
     }
     return CLATTN_STATUS_SUCCESS;
 }

@@ -10,7 +10,6 @@
 #include "error.h"
 #include "text.h"
 
-
 static bool read_int(const char *s, int64_t *value)
 {
     char *end;
@@ -83,7 +82,8 @@ clattn_status clattn_problem_from_text(const char *given, clattn_problem *out)
             bshd = true;
             continue;
         }
-        if (!strncmp(w, "window=", 7) ? read_window(w + 7, &p.mask) : !strncmp(w, "scale=", 6) && read_scale(w + 6, &p.scale))
+        if (!strncmp(w, "window=", 7) ? read_window(w + 7, &p.mask)
+                                      : !strncmp(w, "scale=", 6) && read_scale(w + 6, &p.scale))
             continue;
         if (read_field(w, "offset=", &p.query_offset) || read_field(w, "kvlen=", &p.kv_length) ||
             read_field(w, "b", &p.batch) || read_field(w, "hq", &p.n_heads_q) || read_field(w, "hkv", &p.n_heads_kv) ||

@@ -77,12 +77,9 @@ static int set_blocks(clattn__tile *t, int block_q, int block_kv, int64_t max_wg
         t->wg_cols /= 2;
         tile_m = tile_m > 1 ? tile_m / 2 : 1;
     }
-    if (block_kv % t->wg_cols != 0)
-        return 0;
-    while (block_kv % t->v_slice != 0)
-        t->v_slice /= 2;
-    while (tile_m > 1 && (block_q % tile_m != 0 || block_q / tile_m * t->wg_cols < WG_LEAST))
-        tile_m /= 2;
+    if (block_kv % t->wg_cols != 0) return 0;
+    while (block_kv % t->v_slice != 0) t->v_slice /= 2;
+    while (tile_m > 1 && (block_q % tile_m != 0 || block_q / tile_m * t->wg_cols < WG_LEAST)) tile_m /= 2;
     while (block_q / tile_m * t->wg_cols > (max_wg < WG_MOST ? max_wg : WG_MOST)) {
         tile_m *= 2;
         if (block_q % (2 * tile_m) != 0) /* work-items stand in pairs of rows */
@@ -128,21 +125,17 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
     for (;;) {
         for (int i = 0; i < N_TILES; i++) {
             clattn__tile t = tiles[i];
-            if (t.real_size != real_size || (t.head_dim_max != first_class && t.head_dim_max != ANY_DIM))
-                continue;
+            if (t.real_size != real_size || (t.head_dim_max != first_class && t.head_dim_max != ANY_DIM)) continue;
             trim_slice(&t, head_dim_qk);
             if ((bq != 0 || bkv != 0) &&
                 !set_blocks(&t, bq != 0 ? (int)bq : t.block_q, bkv != 0 ? (int)bkv : t.block_kv, max_wg))
                 continue;
-            if (t.wg_size > max_wg || clattn__tile_local_bytes(&t, head_dim_qk, head_dim_v) > local_bytes)
-                continue;
-            if (skip-- > 0)
-                continue;
+            if (t.wg_size > max_wg || clattn__tile_local_bytes(&t, head_dim_qk, head_dim_v) > local_bytes) continue;
+            if (skip-- > 0) continue;
             *out = t;
             return out;
         }
-        if (bq <= BLOCK_STEP && bkv <= BLOCK_STEP)
-            return NULL;
+        if (bq <= BLOCK_STEP && bkv <= BLOCK_STEP) return NULL;
         *(bq >= bkv ? &bq : &bkv) -= BLOCK_STEP; /* what was forced does not fit: the next smaller one */
     }
 }

@@ -253,21 +253,9 @@ int inputs_from_options(const options *o, inputs *in)
 
 /* ---- outputs and arguments */
 
-static clattn_strides filled_in(clattn_strides s, int64_t heads, int64_t seq, int64_t dim)
+clattn_strides inputs_strides(clattn_strides given, int64_t heads, int64_t seq, int64_t dim)
 {
-    return s.batch || s.head || s.seq ? s : clattn_strides_bhsd(heads, seq, dim);
-}
-
-clattn_strides inputs_o_strides(const inputs *in)
-{
-    const clattn_problem *p = &in->problem;
-    return filled_in(p->o, p->n_heads_q, p->n_q, p->head_dim_v);
-}
-
-clattn_strides inputs_lse_strides(const inputs *in)
-{
-    const clattn_problem *p = &in->problem;
-    return filled_in(p->lse, p->n_heads_q, p->n_q, 1);
+    return given.batch || given.head || given.seq ? given : clattn_strides_bhsd(heads, seq, dim);
 }
 
 int inputs_alloc_outputs(const inputs *in, void **o, float **lse)

@@ -28,9 +28,8 @@ int inputs_from_options(const options *o, inputs *in);
 
 void inputs_free(inputs *in);
 
-/* Places of O and LSE: the problem's strides with the default filled in. */
-clattn_strides inputs_o_strides(const inputs *in);
-clattn_strides inputs_lse_strides(const inputs *in);
+/* The strides that a problem's field means: dense when all are 0. */
+clattn_strides inputs_strides(clattn_strides given, int64_t heads, int64_t seq, int64_t dim);
 
 /* Room for O and LSE, all bits set so that what is left unwritten shows as NaN. */
 int inputs_alloc_outputs(const inputs *in, void **o, float **lse);

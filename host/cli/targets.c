@@ -84,20 +84,18 @@ void runner_close(runner *r)
 
 /* ---- targets */
 
-/* Opens the context of a device, or of the host for -1. NULL: *why tells. */
-static clattn_context *open_context(const options *o, int index, char *why, size_t size)
+/* Fills context, or status and why. */
+static void open_context(const options *o, target *t)
 {
     clattn_context_options c;
-    clattn_context *context = NULL;
     clattn_context_options_init(&c);
     c.n_threads = (int)o->threads;
-    c.device = index < 0 ? CLATTN_DEVICE_NONE : CLATTN_DEVICE_INDEX;
-    c.device_index = index;
-    if (clattn_context_create(&c, &context)) {
-        snprintf(why, size, "%s", clattn_last_error()->message);
-        return NULL;
-    }
-    return context;
+    c.device = t->index < 0 ? CLATTN_DEVICE_NONE : CLATTN_DEVICE_INDEX;
+    c.device_index = t->index;
+    t->status = clattn_context_create(&c, &t->context);
+    if (!t->status) return;
+    t->context = NULL;
+    snprintf(t->why, sizeof t->why, "%s", clattn_last_error()->message);
 }
 
 static void add(target_list *list, const options *o, const target *t)
@@ -115,10 +113,12 @@ static int add_device(target_list *list, const options *o, int index)
     clattn_device_info_init(&info);
     if (clattn_device_get_info(index, &info)) return cli_fail_library(NULL, NULL);
     snprintf(t.device, sizeof t.device, "%s", info.name);
-    if (info.usable)
-        t.context = open_context(o, index, t.why, sizeof t.why);
-    else
+    if (info.usable) {
+        open_context(o, &t);
+    } else {
+        t.status = CLATTN_STATUS_UNSUPPORTED;
         snprintf(t.why, sizeof t.why, "%s", info.why);
+    }
     if (!strcmp(info.type, "cpu")) {
         t.kernel = CLATTN_KERNEL_ATTN_FWD_LANES;
         add(list, o, &t);
@@ -141,7 +141,7 @@ int targets_open(const options *o, target_list *list)
     list->targets = cli_alloc("the list of devices", 2 * (int64_t)count + 1, sizeof *list->targets);
     if (!list->targets) return CLI_FAILED;
     target host = {.path = CLATTN_PATH_HOST, .kernel = CLATTN_KERNEL_HOST_TILE, .index = -1, .device = "-"};
-    host.context = open_context(o, -1, host.why, sizeof host.why);
+    open_context(o, &host);
     add(list, o, &host);
     clattn_context_release(host.context);
     for (int i = 0; !code && i < count; i++)

@@ -25,8 +25,9 @@ typedef struct target {
     clattn_kernel kernel;
     int index;               /* of the device, -1: the host */
     char device[128];        /* its name, "-": the host */
-    clattn_context *context; /* one reference of its own; NULL when it could not be opened */
-    char why[512];           /* then why, else "" */
+    clattn_context *context; /* one reference of its own; NULL when it cannot be opened */
+    clattn_status status;    /* then why: UNSUPPORTED for a device that clattn cannot use */
+    char why[512];
 } target;
 
 typedef struct target_list {

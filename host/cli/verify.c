@@ -33,11 +33,6 @@ static int64_t row_at(clattn_strides s, int64_t batch, int64_t head, int64_t row
     return batch * s.batch + head * s.head + row * s.seq;
 }
 
-static clattn_strides strides_or_dense(clattn_strides s, int64_t heads, int64_t seq, int64_t dim)
-{
-    return s.batch || s.head || s.seq ? s : clattn_strides_bhsd(heads, seq, dim);
-}
-
 static void run_slice(void *argument, int64_t index)
 {
     slicing *s = argument;
@@ -50,9 +45,9 @@ static void run_slice(void *argument, int64_t index)
     clattn_problem p = *whole;
     p.batch = p.n_heads_q = p.n_heads_kv = 1;
     p.n_q = whole->n_q - first_row < s->rows ? whole->n_q - first_row : s->rows;
-    p.q = strides_or_dense(whole->q, whole->n_heads_q, whole->n_q, whole->head_dim_qk);
-    p.k = strides_or_dense(whole->k, whole->n_heads_kv, whole->n_kv, whole->head_dim_qk);
-    p.v = strides_or_dense(whole->v, whole->n_heads_kv, whole->n_kv, whole->head_dim_v);
+    p.q = inputs_strides(whole->q, whole->n_heads_q, whole->n_q, whole->head_dim_qk);
+    p.k = inputs_strides(whole->k, whole->n_heads_kv, whole->n_kv, whole->head_dim_qk);
+    p.v = inputs_strides(whole->v, whole->n_heads_kv, whole->n_kv, whole->head_dim_v);
     memset(&p.o, 0, sizeof p.o);
     memset(&p.lse, 0, sizeof p.lse);
     p.query_offset = (in->query_offsets ? in->query_offsets[b] : whole->query_offset) + first_row;
@@ -72,11 +67,11 @@ static void run_slice(void *argument, int64_t index)
 static int64_t rows_of_slice(const inputs *in)
 {
     const clattn_problem *p = &in->problem;
-    const double work = (double)p->n_kv * (double)(p->head_dim_qk + p->head_dim_v) + 1, target = 5e7;
+    const double work = (double)p->n_kv * (double)(p->head_dim_qk + p->head_dim_v) + 1, enough = 5e7;
     for (int64_t b = 0, last; b < (in->query_offsets ? p->batch : 1); b++)
         if (__builtin_add_overflow(in->query_offsets ? in->query_offsets[b] : p->query_offset, p->n_q, &last))
             return p->n_q;
-    return work * (double)p->n_q < target ? p->n_q : work > target ? 1 : (int64_t)(target / work);
+    return work * (double)p->n_q < enough ? p->n_q : work > enough ? 1 : (int64_t)(enough / work);
 }
 
 static double largest(const double *x, int64_t n)
@@ -87,7 +82,7 @@ static double largest(const double *x, int64_t n)
     return most;
 }
 
-int answer_make(const inputs *in, int64_t threads, const char *label, answer *a)
+int answer_make(const inputs *in, const char *label, answer *a)
 {
     const clattn_problem *p = &in->problem;
     const int64_t heads = p->n_q ? p->batch * p->n_heads_q : 0, rows = heads * p->n_q;
@@ -103,7 +98,7 @@ int answer_make(const inputs *in, int64_t threads, const char *label, answer *a)
         s.slices_per_head = (p->n_q - 1) / s.rows + 1;
         s.bar = label ? &bar : NULL;
         if (label) progress_start(&bar, label, rows);
-        parallel_for(threads, heads * s.slices_per_head, run_slice, &s);
+        parallel_for(0, heads * s.slices_per_head, run_slice, &s);
         if (label) progress_stop(&bar);
     }
     if (atomic_flag_test_and_set(&s.failed)) {
@@ -155,7 +150,8 @@ static double rms(const error_sum *e, int64_t n) { return n ? sqrt(e->squares / 
 static difference difference_of(const inputs *in, const answer *a, const void *o, const float *lse)
 {
     const clattn_problem *p = &in->problem;
-    const clattn_strides o_strides = inputs_o_strides(in), lse_strides = inputs_lse_strides(in);
+    const clattn_strides o_strides = inputs_strides(p->o, p->n_heads_q, p->n_q, p->head_dim_v);
+    const clattn_strides lse_strides = inputs_strides(p->lse, p->n_heads_q, p->n_q, 1);
     error_sum e_o = {0, 0}, e_lse = {0, 0};
     int64_t row = 0;
     for (int64_t b = 0; p->n_q && b < p->batch; b++)
@@ -195,7 +191,7 @@ int outcome_make(const target *t, const options *o, const inputs *in, const answ
     float *lse_data = NULL;
     memset(out, 0, sizeof *out);
     if (!t->context) {
-        out->status = CLATTN_STATUS_NO_DEVICE;
+        out->status = t->status;
         snprintf(out->message, sizeof out->message, "%s", t->why);
         return CLI_OK;
     }

@@ -12,8 +12,8 @@ typedef struct answer {
     double seconds;
 } answer;
 
-/* The reference on all threads; label NULL: without a progress bar. On failure it has said why. */
-int answer_make(const inputs *in, int64_t threads, const char *label, answer *a);
+/* The reference on all processors; label NULL: without a progress bar. On failure it has said why. */
+int answer_make(const inputs *in, const char *label, answer *a);
 void answer_free(answer *a);
 
 /* What |O - O_ref| and |LSE - LSE_ref| may be. */
@@ -28,7 +28,7 @@ typedef struct difference {
 
 /* What came of one target. */
 typedef struct outcome {
-    clattn_status status; /* of the first call that failed */
+    clattn_status status; /* of the first call that failed; UNSUPPORTED: nothing is wrong, it cannot run there */
     char message[512];    /* its sentence */
     difference distance;
     bool ok;              /* within the tolerance */

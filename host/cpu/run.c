@@ -94,8 +94,7 @@ clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host
     if (work < least_work_of_thread * (double)n_workers) n_workers = (int64_t)(work / least_work_of_thread);
     if (n_workers < 1) n_workers = 1;
 
-    const size_t bytes =
-        plan->ops->work_bytes((int)p->head_dim_qk, (int)p->head_dim_v, plan->block_kv, p->dtype);
+    const size_t bytes = plan->ops->work_bytes((int)p->head_dim_qk, (int)p->head_dim_v, plan->block_kv, p->dtype);
     job.work_bytes = (bytes + 63) / 64 * 64;
     const size_t all = job.work_bytes * (size_t)n_workers;
     job.work = all <= sizeof small_work ? small_work : aligned_alloc(64, all);

@@ -11,9 +11,9 @@
 
 /* Pointers to one head of one batch entry. */
 typedef struct host_tile {
-    const void *q, *k, *v;                      /* [n_q, head_dim_qk] [n_kv, head_dim_qk] [n_kv, head_dim_v] */
-    void *o;                                    /* [n_q, head_dim_v] */
-    float *lse;                                 /* [n_q] or NULL */
+    const void *q, *k, *v;                       /* [n_q, head_dim_qk] [n_kv, head_dim_qk] [n_kv, head_dim_v] */
+    void *o;                                     /* [n_q, head_dim_v] */
+    float *lse;                                  /* [n_q] or NULL */
     int64_t q_row, k_row, v_row, o_row, lse_row; /* strides, elements */
     clattn_dtype dtype;
     int head_dim_qk, head_dim_v;

@@ -33,9 +33,9 @@ typedef real vec_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(REAL
 
 #define INLINE static inline __attribute__((always_inline))
 #ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_FOR(header) _Pragma("clang loop unroll(full)") for (header)
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL_FOR(header) _Pragma("GCC unroll 16") for (header)
 #endif
 
 INLINE vec vec_all(real x) { return x - (vec){0}; }
@@ -97,9 +97,9 @@ INLINE int vec_any_nan(vec a)
 INLINE void vec_transpose(vec x[LANES])
 {
     vec y[LANES];
-    UNROLL for (int k = 1; k < LANES; k *= 2) {
-        UNROLL for (int i = 0; i < LANES; i++) y[i] = x[i];
-        UNROLL for (int i = 0; i < LANES / 2; i++) {
+    UNROLL_FOR (int k = 1; k < LANES; k *= 2) {
+        UNROLL_FOR (int i = 0; i < LANES; i++) y[i] = x[i];
+        UNROLL_FOR (int i = 0; i < LANES / 2; i++) {
             x[2 * i] = vec_zip_low(y[i], y[i + LANES / 2]);
             x[2 * i + 1] = vec_zip_high(y[i], y[i + LANES / 2]);
         }
@@ -118,17 +118,19 @@ INLINE vec vec_exp2(vec x)
 #else
     const real rounder = 6755399441055744.0 + 1023.0, least = -1023.0;
     static const real factor[] = {/* ln(2)^k / k! */
-                                  1.3691488853904128e-12, 2.5678435993488206e-11, 4.4455382718708116e-10,
-                                  7.0549116208011233e-09, 1.0178086009239699e-07, 1.3215486790144309e-06,
-                                  1.5252733804059840e-05, 1.5403530393381609e-04, 1.3333558146428443e-03,
-                                  9.6181291076284772e-03, 5.5504108664821579e-02, 2.4022650695910071e-01,
+                                  1.3691488853904128e-12, 2.5678435993488206e-11,
+                                  4.4455382718708116e-10, 7.0549116208011233e-09,
+                                  1.0178086009239699e-07, 1.3215486790144309e-06,
+                                  1.5252733804059840e-05, 1.5403530393381609e-04,
+                                  1.3333558146428443e-03, 9.6181291076284772e-03,
+                                  5.5504108664821579e-02, 2.4022650695910071e-01,
                                   6.9314718055994531e-01, 1.0};
     enum { MANTISSA = 52 };
 #endif
     x = vec_max(vec_all(least), x);
     const vec t = x + rounder, f = x - (t - rounder); /* f in [-0.5, 0.5] */
     vec p = vec_all(factor[0]);
-    UNROLL for (int i = 1; i < (int)(sizeof factor / sizeof factor[0]); i++) p = vec_fma(p, f, vec_all(factor[i]));
+    UNROLL_FOR (int i = 1; i < (int)(sizeof factor / sizeof factor[0]); i++) p = vec_fma(p, f, vec_all(factor[i]));
     return p * (vec)((ivec)t << MANTISSA);
 }
 #endif

@@ -86,10 +86,7 @@ static void device_text(cl_device_id id, cl_device_info what, char *to, size_t s
     snprintf(to, size, "%.*s", (int)size - 1, all);
 }
 
-static bool has_fp64(cl_device_id id)
-{
-    return device_number(id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof(cl_ulong)) != 0;
-}
+static bool has_fp64(cl_device_id id) { return device_number(id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof(cl_ulong)) != 0; }
 
 const char *clattn__device_probe(cl_device_id id, device_profile *p)
 {
@@ -106,7 +103,8 @@ const char *clattn__device_probe(cl_device_id id, device_profile *p)
     if (!device_number(id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool))) return "it is big-endian";
     char version[64];
     device_text(id, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
-    if (!strncmp(version, "OpenCL C 1.0", 12) || !strncmp(version, "OpenCL C 1.1", 12)) return "it is older than OpenCL 1.2";
+    if (!strncmp(version, "OpenCL C 1.0", 12) || !strncmp(version, "OpenCL C 1.1", 12))
+        return "it is older than OpenCL 1.2";
     return "";
 }
 
@@ -198,7 +196,8 @@ clattn_status clattn__device_describe(int index, clattn_device_info *info)
     FORWARD(all_devices(&devices, &count));
     if (index < 0 || index >= count) {
         free(devices);
-        return clattn__fail(CLATTN_STATUS_NO_DEVICE, 0, "device index is %d; there are %d OpenCL devices", index, count);
+        return clattn__fail(CLATTN_STATUS_NO_DEVICE, 0, "device index is %d; there are %d OpenCL devices", index,
+                            count);
     }
     describe(devices[index], index, info);
     free(devices);
@@ -225,7 +224,8 @@ static int select_index(const clattn_context_options *o, cl_device_id *devices, 
     if (o->device == CLATTN_DEVICE_INDEX) return o->device_index < count ? o->device_index : -1;
     for (int i = 0; i < count; i++) {
         describe(devices[i], i, &info);
-        if (o->device == CLATTN_DEVICE_NAME && (contains(info.name, o->device_name) || contains(info.platform, o->device_name)))
+        if (o->device == CLATTN_DEVICE_NAME &&
+            (contains(info.name, o->device_name) || contains(info.platform, o->device_name)))
             return i;
         if (o->device == CLATTN_DEVICE_DEFAULT && info.usable && !strcmp(info.type, "gpu")) return i;
         if (o->device == CLATTN_DEVICE_DEFAULT && info.usable && first < 0) first = i;

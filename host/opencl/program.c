@@ -68,8 +68,7 @@ static void options_make(const device_choice *choice, char *to, size_t size)
 {
     text t = {to, size, 0};
     text_add(&t, "-cl-std=CL1.2");
-    for (int i = 0; i < AXIS_COUNT; i++)
-        if (choice->axes[i]) text_add(&t, " -D%s=%d", clattn__axis_names[i], choice->axes[i]);
+    for (int i = 0; i < AXIS_COUNT; i++) text_add(&t, " -D%s=%d", clattn__axis_names[i], choice->axes[i]);
 }
 
 static clattn_status build_failed(struct device *d, clattn_context *context, cl_program program, const char *name,
@@ -82,8 +81,8 @@ static clattn_status build_failed(struct device *d, clattn_context *context, cl_
     const char *error = log ? strstr(log, "error") : NULL;
     if (!error) error = log ? log : "";
     clattn__log(context, "build", "%s %s: %s", name, options, log ? log : "");
-    const clattn_status status = clattn__fail(CLATTN_STATUS_BUILD_FAILED, code, "%s %s did not build on %s: %.300s", name,
-                                              options, d->profile.name, error);
+    const clattn_status status = clattn__fail(CLATTN_STATUS_BUILD_FAILED, code, "%s %s did not build on %s: %.300s",
+                                              name, options, d->profile.name, error);
     free(log);
     return status;
 }
@@ -115,8 +114,8 @@ static clattn_status check_fits(const struct device *d, cl_kernel kernel, const 
 {
     size_t most = 0;
     cl_ulong local = 0;
-    RETURN_IF_CL("clGetKernelWorkGroupInfo", clGetKernelWorkGroupInfo(kernel, d->id, CL_KERNEL_WORK_GROUP_SIZE,
-                                                                      sizeof most, &most, NULL));
+    RETURN_IF_CL("clGetKernelWorkGroupInfo",
+                 clGetKernelWorkGroupInfo(kernel, d->id, CL_KERNEL_WORK_GROUP_SIZE, sizeof most, &most, NULL));
     RETURN_IF_CL("clGetKernelWorkGroupInfo",
                  clGetKernelWorkGroupInfo(kernel, d->id, CL_KERNEL_LOCAL_MEM_SIZE, sizeof local, &local, NULL));
     RETURN_IF((int64_t)most < choice->work_group_size, UNSUPPORTED,
@@ -138,8 +137,8 @@ void clattn__device_kernel_free(device_kernel *k)
     free(k);
 }
 
-static clattn_status kernel_make(struct device *d, clattn_context *context, const device_choice *choice, const char *key,
-                                 device_kernel **out)
+static clattn_status kernel_make(struct device *d, clattn_context *context, const device_choice *choice,
+                                 const char *key, device_kernel **out)
 {
     cl_int code;
     const char *name = clattn_kernel_name(choice->kernel), *options = strchr(key, ' ') + 1;

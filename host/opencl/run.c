@@ -48,9 +48,9 @@ static attn_args args_make(const problem *p, const launch_buffers *b, int block_
 }
 
 /* Sets every argument and enqueues; the kernel's lock is held. */
-static clattn_status enqueue_locked(device_plan *plan, const problem *p, cl_command_queue queue, const launch_buffers *b,
-                                    const attn_args *a, size_t groups, cl_uint n_wait, const cl_event *wait_list,
-                                    cl_event *event)
+static clattn_status enqueue_locked(device_plan *plan, const problem *p, cl_command_queue queue,
+                                    const launch_buffers *b, const attn_args *a, size_t groups, cl_uint n_wait,
+                                    const cl_event *wait_list, cl_event *event)
 {
     cl_kernel kernel = plan->kernel->kernel;
     const double scale_log2 = p->scale * 1.44269504088896340736;
@@ -204,8 +204,8 @@ static clattn_status stretches_share(const device_plan *plan, stretch s[PART_COU
         *too_large = end - begin > plan->device->profile.max_alloc_bytes;
         if (*too_large) return CLATTN_STATUS_SUCCESS;
         cl_int code;
-        cl_mem mem = clCreateBuffer(plan->device->cl, CL_MEM_READ_WRITE | CL_MEM_USE_HOST_PTR, (size_t)(end - begin), begin,
-                                    &code);
+        cl_mem mem = clCreateBuffer(plan->device->cl, CL_MEM_READ_WRITE | CL_MEM_USE_HOST_PTR, (size_t)(end - begin),
+                                    begin, &code);
         RETURN_IF_CL("clCreateBuffer", code);
         s[i].owns_mem = true;
         for (int j = i; j < PART_COUNT; j++) {
@@ -223,8 +223,8 @@ static clattn_status map_back(const device_plan *plan, const stretch *s)
     cl_int code;
     cl_event done;
     const size_t bytes = (size_t)(s->end - s->begin);
-    void *at = clEnqueueMapBuffer(plan->device->queue, s->mem, CL_TRUE, CL_MAP_READ, (size_t)s->at, bytes, 0, NULL, NULL,
-                                  &code);
+    void *at = clEnqueueMapBuffer(plan->device->queue, s->mem, CL_TRUE, CL_MAP_READ, (size_t)s->at, bytes, 0, NULL,
+                                  NULL, &code);
     RETURN_IF_CL("clEnqueueMapBuffer", code);
     RETURN_IF_CL("clEnqueueUnmapMemObject", clEnqueueUnmapMemObject(plan->device->queue, s->mem, at, 0, NULL, &done));
     code = clWaitForEvents(1, &done);
@@ -291,8 +291,8 @@ static clattn_status copy_tensor(const device_plan *plan, const tensor_shape *t,
     cl_int code;
     cl_event done;
     const size_t bytes = (size_t)(t->batch * t->heads * t->seq * t->dim) * t->size;
-    char *dense = clEnqueueMapBuffer(plan->device->queue, mem, CL_TRUE, direction == COPY_IN ? CL_MAP_WRITE : CL_MAP_READ, 0,
-                                     bytes, 0, NULL, NULL, &code);
+    char *dense = clEnqueueMapBuffer(plan->device->queue, mem, CL_TRUE,
+                                     direction == COPY_IN ? CL_MAP_WRITE : CL_MAP_READ, 0, bytes, 0, NULL, NULL, &code);
     RETURN_IF_CL("clEnqueueMapBuffer", code);
     copy_rows(t, caller, dense, direction);
     RETURN_IF_CL("clEnqueueUnmapMemObject", clEnqueueUnmapMemObject(plan->device->queue, mem, dense, 0, NULL, &done));

@@ -111,8 +111,8 @@ CLATTN_API clattn_status clattn_forward(const clattn_plan *plan, const clattn_fo
 
 /* One call: a plan for p on context (NULL: the default one), kept for the next call with an equal problem, and
  * clattn_forward. lse may be NULL. p must not ask for per-batch lengths or offsets. */
-CLATTN_API clattn_status clattn_attention(clattn_context *context, const clattn_problem *p, const void *q, const void *k,
-                                          const void *v, void *o, float *lse);
+CLATTN_API clattn_status clattn_attention(clattn_context *context, const clattn_problem *p, const void *q,
+                                          const void *k, const void *v, void *o, float *lse);
 
 /* The definition of right: textbook attention in double on one thread, for tests. q, k, v as p says; o is double, lse
  * double, both dense [batch, heads, seq, dim]; lse, kv_lengths and query_offsets may be NULL as in clattn_forward_args.

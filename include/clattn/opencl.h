@@ -20,8 +20,7 @@ extern "C" {
 /* A context on the app's own cl_context and one of its devices, both retained. options NULL: the defaults; its device
  * fields are not used. INVALID_ARGUMENT when the device is not one of the context's. */
 CLATTN_API clattn_status clattn_context_create_from_cl(cl_context cl, cl_device_id device,
-                                                       const clattn_context_options *options,
-                                                       clattn_context **context);
+                                                       const clattn_context_options *options, clattn_context **context);
 
 /* The cl_context and device that a context runs on, opening them if need be; not retained. NO_DEVICE when it is
  * host-only. Either pointer may be NULL. */

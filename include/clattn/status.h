@@ -36,7 +36,7 @@ typedef enum clattn_status {
 #define CLATTN_STATUS_ENUM(name, value, text) CLATTN_STATUS_##name = value,
     CLATTN_STATUS_MAP(CLATTN_STATUS_ENUM)
 #undef CLATTN_STATUS_ENUM
-    CLATTN_STATUS_COUNT
+        CLATTN_STATUS_COUNT
 } clattn_status;
 
 /* What went wrong in the calling thread's latest failed call. */

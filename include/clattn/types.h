@@ -30,8 +30,8 @@ typedef enum clattn_dtype {
 
 /* Where a plan runs. XX(name, value, text) */
 #define CLATTN_PATH_MAP(XX)                                                                                            \
-    XX(AUTO, 0, "auto") /* host when n_q <= 128 and n_kv <= 128 or there is no device that can, else device */         \
-    XX(HOST, 1, "host") /* the host's own processor, no OpenCL */                                                      \
+    XX(AUTO, 0, "auto")     /* host when n_q <= 128 and n_kv <= 128 or there is no device that can, else device */     \
+    XX(HOST, 1, "host")     /* the host's own processor, no OpenCL */                                                  \
     XX(DEVICE, 2, "device") /* the context's OpenCL device */
 
 typedef enum clattn_path {
@@ -60,9 +60,9 @@ typedef struct clattn_strides {
     int64_t batch, head, seq;
 } clattn_strides;
 
-#define CLATTN_SCALE_AUTO (-DBL_MAX)  /* clattn_problem.scale: 1/sqrt(head_dim_qk) */
-#define CLATTN_KV_LENGTH_ALL (-1)     /* clattn_problem.kv_length: n_kv */
-#define CLATTN_WINDOW_UNBOUNDED (-1)  /* a side of the window without a bound */
+#define CLATTN_SCALE_AUTO (-DBL_MAX) /* clattn_problem.scale: 1/sqrt(head_dim_qk) */
+#define CLATTN_KV_LENGTH_ALL (-1)    /* clattn_problem.kv_length: n_kv */
+#define CLATTN_WINDOW_UNBOUNDED (-1) /* a side of the window without a bound */
 
 /* Which keys a query sees. Query row i of a batch entry stands at position p = query_offset + i, key j at j. The row
  * sees key j iff 0 <= j < kv_length and p - window_left <= j <= p + window_right. Causal is window_right = 0. */
@@ -77,18 +77,18 @@ typedef struct clattn_mask {
  * Query head h reads K and V of head h / (n_heads_q / n_heads_kv). A row that sees no key gives O = 0, LSE = -inf. */
 typedef struct clattn_problem {
     size_t struct_size;
-    clattn_dtype dtype;                        /* of Q, K, V and O; _init sets it */
-    int64_t batch, n_heads_q, n_heads_kv;      /* at least 1; n_heads_q a multiple of n_heads_kv */
-    int64_t n_q, n_kv;                         /* at least 0 */
-    int64_t head_dim_qk, head_dim_v;           /* at least 1 */
-    clattn_strides q, k, v, o;                 /* default all 0: dense */
-    clattn_strides lse;                        /* of LSE [batch, heads, seq]; default all 0: dense */
-    double scale;                              /* finite; default CLATTN_SCALE_AUTO */
-    clattn_mask mask;                          /* default: no bound */
-    int64_t query_offset;                      /* position of query row 0, any value; default 0 (top-left causal) */
-    int64_t kv_length;                         /* keys in use, 0..n_kv; default CLATTN_KV_LENGTH_ALL */
-    int query_offset_per_batch;                /* 1: from args.query_offsets [batch], the field above unused; default 0 */
-    int kv_length_per_batch;                   /* 1: from args.kv_lengths [batch], the field above unused; default 0 */
+    clattn_dtype dtype;                   /* of Q, K, V and O; _init sets it */
+    int64_t batch, n_heads_q, n_heads_kv; /* at least 1; n_heads_q a multiple of n_heads_kv */
+    int64_t n_q, n_kv;                    /* at least 0 */
+    int64_t head_dim_qk, head_dim_v;      /* at least 1 */
+    clattn_strides q, k, v, o;            /* default all 0: dense */
+    clattn_strides lse;                   /* of LSE [batch, heads, seq]; default all 0: dense */
+    double scale;                         /* finite; default CLATTN_SCALE_AUTO */
+    clattn_mask mask;                     /* default: no bound */
+    int64_t query_offset;                 /* position of query row 0, any value; default 0 (top-left causal) */
+    int64_t kv_length;                    /* keys in use, 0..n_kv; default CLATTN_KV_LENGTH_ALL */
+    int query_offset_per_batch;           /* 1: from args.query_offsets [batch], the field above unused; default 0 */
+    int kv_length_per_batch;              /* 1: from args.kv_lengths [batch], the field above unused; default 0 */
 } clattn_problem;
 
 /* A tensor's place: host memory, or a cl_mem and an offset. Neither: absent. Make it with clattn_host_buffer or, from
@@ -102,13 +102,13 @@ typedef struct clattn_buffer {
 /* What may change from call to call of one plan. */
 typedef struct clattn_forward_args {
     size_t struct_size;
-    clattn_buffer q, k, v;          /* inputs; k and v may be absent when n_kv is 0, q and o when n_q is 0 */
-    clattn_buffer o;                /* output */
-    clattn_buffer lse;              /* output; absent: not written */
-    clattn_buffer kv_lengths;       /* int64_t [batch], 0..n_kv; read iff problem.kv_length_per_batch. In a cl_mem the
+    clattn_buffer q, k, v;       /* inputs; k and v may be absent when n_kv is 0, q and o when n_q is 0 */
+    clattn_buffer o;             /* output */
+    clattn_buffer lse;           /* output; absent: not written */
+    clattn_buffer kv_lengths;    /* int64_t [batch], 0..n_kv; read iff problem.kv_length_per_batch. In a cl_mem the
                                        values cannot be checked: they are cut to 0..n_kv, so nothing else is read */
-    clattn_buffer query_offsets;    /* int64_t [batch]; read iff problem.query_offset_per_batch */
-    clattn_buffer workspace;        /* clattn_plan_workspace_size bytes; absent when that is 0 */
+    clattn_buffer query_offsets; /* int64_t [batch]; read iff problem.query_offset_per_batch */
+    clattn_buffer workspace;     /* clattn_plan_workspace_size bytes; absent when that is 0 */
 } clattn_forward_args;
 
 /* One line of the log: kind is "plan", "build" or "run"; text has no newline and is the caller's to copy. It may be
@@ -128,15 +128,15 @@ typedef enum clattn_device_select {
 
 typedef struct clattn_context_options {
     size_t struct_size;
-    clattn_device_select device;        /* default CLATTN_DEVICE_DEFAULT; clattn_context_create_from_cl ignores it */
-    int device_index;                   /* for CLATTN_DEVICE_INDEX */
-    const char *device_name;            /* for CLATTN_DEVICE_NAME; copied */
-    int n_threads;                      /* of the host path; default 0: one per available processor */
+    clattn_device_select device;          /* default CLATTN_DEVICE_DEFAULT; clattn_context_create_from_cl ignores it */
+    int device_index;                     /* for CLATTN_DEVICE_INDEX */
+    const char *device_name;              /* for CLATTN_DEVICE_NAME; copied */
+    int n_threads;                        /* of the host path; default 0: one per available processor */
     clattn_parallel_for_fn *parallel_for; /* host path: the app's own threads; default NULL: clattn's */
     void *parallel_for_user;
-    clattn_log_fn *log;                 /* default NULL: none. CLATTN_VERBOSE=plan,build,run prints on stderr besides */
+    clattn_log_fn *log; /* default NULL: none. CLATTN_VERBOSE=plan,build,run prints on stderr besides */
     void *log_user;
-    int copy_transfers;                 /* 1: clattn_forward copies even where the device shares host memory; default 0 */
+    int copy_transfers; /* 1: clattn_forward copies even where the device shares host memory; default 0 */
 } clattn_context_options;
 
 typedef struct clattn_plan_options {
@@ -157,25 +157,25 @@ typedef struct clattn_plan_info {
     const char *instructions; /* host path: "avx512", "avx2", "portable"; "" on the device path */
     const char *device;       /* device path: the device's name; "" on the host path */
     int64_t block_q, block_kv;
-    int64_t work_group_size;  /* work-items; 0 on the host path */
-    int64_t local_bytes;      /* local memory of a work-group; 0 on the host path */
-    int n_threads;            /* at most, on the host path; 0 on the device path */
-    int zero_copy;            /* 1: clattn_forward lets the kernel work in the caller's own memory */
+    int64_t work_group_size; /* work-items; 0 on the host path */
+    int64_t local_bytes;     /* local memory of a work-group; 0 on the host path */
+    int n_threads;           /* at most, on the host path; 0 on the device path */
+    int zero_copy;           /* 1: clattn_forward lets the kernel work in the caller's own memory */
 } clattn_plan_info;
 
 typedef struct clattn_device_info {
     size_t struct_size;
-    int index;                     /* for CLATTN_DEVICE_INDEX */
+    int index; /* for CLATTN_DEVICE_INDEX */
     char name[128], platform[128], driver[128], version[128];
-    char type[16];                 /* "gpu", "cpu", "accelerator" or "other" */
+    char type[16]; /* "gpu", "cpu", "accelerator" or "other" */
     int compute_units;
-    int64_t max_work_group_size;   /* work-items */
+    int64_t max_work_group_size; /* work-items */
     int64_t local_bytes, global_bytes, max_alloc_bytes;
-    int has_fp64;                  /* 1: f64 problems can run */
-    int shares_host_memory;        /* 1: clattn_forward copies nothing */
-    int usable;                    /* 1: clattn can run on it */
-    clattn_kernel kernel;          /* what AUTO takes there */
-    char why[256];                 /* why it is not usable, or why that kernel */
+    int has_fp64;           /* 1: f64 problems can run */
+    int shares_host_memory; /* 1: clattn_forward copies nothing */
+    int usable;             /* 1: clattn can run on it */
+    clattn_kernel kernel;   /* what AUTO takes there */
+    char why[256];          /* why it is not usable, or why that kernel */
 } clattn_device_info;
 
 typedef struct clattn_context clattn_context;

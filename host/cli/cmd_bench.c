@@ -1,0 +1,204 @@
+/* clattn bench: the time of clattn_forward on one problem */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+#include "inputs.h"
+#include "progress.h"
+#include "targets.h"
+
+enum { LEAST_RUNS = 7, MOST_COPIES = 12 };
+static const double cold_bytes = 130e6; /* more than a last-level cache holds */
+static const double short_call = 1e-3;  /* seconds; shorter ones are timed several at a time ... */
+static const double least_timed = 2e-3; /* ... for about this long */
+
+/* The plan and the copies that its calls take in turn. */
+typedef struct bench {
+    runner r;
+    clattn_forward_args args[MOST_COPIES];
+    void *k[MOST_COPIES], *v[MOST_COPIES]; /* copies of K and V but the first, which is the input's own */
+    int n_copies;
+    int64_t calls;
+} bench;
+
+typedef struct timings {
+    double *seconds; /* [n], of one call each */
+    size_t n, room;
+} timings;
+
+static clattn_status call(bench *b) { return clattn_forward(b->r.plan, &b->args[b->calls++ % b->n_copies]); }
+
+static void *copy_of(const char *what, const void *data, int64_t bytes)
+{
+    void *copy = cli_alloc(what, bytes, 1);
+    return copy ? memcpy(copy, data, (size_t)bytes) : NULL;
+}
+
+/* The bytes of K and of V, which inputs_from_text has found to fit the memory. */
+static void kv_bytes(const clattn_problem *p, int64_t *k, int64_t *v)
+{
+    const int64_t rows = p->batch * p->n_heads_kv * p->n_kv * (int64_t)clattn_dtype_size(p->dtype);
+    *k = rows * p->head_dim_qk;
+    *v = rows * p->head_dim_v;
+}
+
+static int make_copies(bench *b, const inputs *in, void *o, int cold)
+{
+    int64_t k_bytes, v_bytes;
+    kv_bytes(&in->problem, &k_bytes, &v_bytes);
+    b->n_copies = 1;
+    while (cold && b->n_copies < MOST_COPIES && (double)b->n_copies * (double)(k_bytes + v_bytes) < cold_bytes)
+        b->n_copies++;
+    for (int i = 0; i < b->n_copies; i++) {
+        inputs_fill_args(in, &b->args[i]);
+        b->args[i].o = clattn_host_buffer(o);
+        if (i == 0) continue;
+        b->k[i] = copy_of("a copy of K", in->k, k_bytes);
+        b->v[i] = b->k[i] ? copy_of("a copy of V", in->v, v_bytes) : NULL;
+        if (!b->v[i]) return CLI_FAILED;
+        b->args[i].k = clattn_host_buffer(b->k[i]);
+        b->args[i].v = clattn_host_buffer(b->v[i]);
+    }
+    return CLI_OK;
+}
+
+static bool add_time(timings *t, double seconds)
+{
+    if (t->n == t->room) {
+        const size_t room = t->room ? 2 * t->room : 1024;
+        double *more = realloc(t->seconds, room * sizeof *more);
+        if (!more) return false;
+        t->seconds = more;
+        t->room = room;
+    }
+    t->seconds[t->n++] = seconds;
+    return true;
+}
+
+/* Every copy once, a quarter of the budget to warm up, then the budget. */
+static int measure(bench *b, double budget, timings *t, progress *bar)
+{
+    for (int i = 0; i < b->n_copies; i++)
+        if (call(b)) return cli_fail_library(NULL, NULL);
+    double start = cli_now(), before = start;
+    if (call(b)) return cli_fail_library(NULL, NULL);
+    const double one = cli_now() - before;
+    const int64_t inner = one < short_call ? (int64_t)(least_timed / (one > 1e-7 ? one : 1e-7)) : 1;
+    while (cli_now() - start < budget / 4)
+        if (call(b)) return cli_fail_library(NULL, NULL);
+    for (start = cli_now(); t->n < LEAST_RUNS || cli_now() - start < budget;) {
+        before = cli_now();
+        for (int64_t i = 0; i < inner; i++)
+            if (call(b)) return cli_fail_library(NULL, NULL);
+        const double seconds = cli_now() - before;
+        if (!add_time(t, seconds / (double)inner)) return cli_fail(CLI_FAILED, "there is no memory for the times");
+        progress_add(bar, (int64_t)(seconds * 1e6));
+    }
+    return CLI_OK;
+}
+
+/* 2 (d + dv) operations for each key that a query row sees. */
+static double operations(const inputs *in)
+{
+    const clattn_problem *p = &in->problem;
+    double pairs = 0; /* of a query row and a key that it sees, in one head of each batch entry */
+    for (int64_t i = 0; i < p->n_q; i++) { /* the problem text has no numbers per batch entry */
+        const key_range r = inputs_visible(in, 0, i);
+        pairs += (double)(r.end - r.first);
+    }
+    return 2.0 * (double)(p->head_dim_qk + p->head_dim_v) * (double)p->batch * (double)p->n_heads_q * pairs;
+}
+
+/* Bytes of K and V, each key that any row sees once. */
+static double bytes_read(const inputs *in)
+{
+    const clattn_problem *p = &in->problem;
+    const key_range r = inputs_visible_to_any(in, 0);
+    return (double)p->batch * (double)p->n_heads_kv * (double)(r.end - r.first) *
+           (double)(p->head_dim_qk + p->head_dim_v) * (double)clattn_dtype_size(p->dtype);
+}
+
+static void print_json_text(const char *key, const char *text)
+{
+    printf("\"%s\": \"", key);
+    for (; *text; text++) {
+        const unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\') putchar('\\');
+        if (c < 32)
+            printf("\\u%04x", c);
+        else
+            putchar(c);
+    }
+    printf("\", ");
+}
+
+static void print_result(const inputs *in, const clattn_plan_info *info, const timings *t, bool json)
+{
+    char problem[256];
+    const double median = cli_median(t->seconds, t->n), least = t->seconds[0];
+    const double gflops = operations(in) / median * 1e-9, gbs = bytes_read(in) / median * 1e-9;
+    const char *path = clattn_path_name(info->path), *kernel = clattn_kernel_name(info->kernel);
+    const char *device = info->path == CLATTN_PATH_HOST ? "host" : info->device;
+    clattn_problem_to_text(&in->problem, problem, sizeof problem);
+    if (json) {
+        putchar('{');
+        print_json_text("problem", problem);
+        print_json_text("path", path);
+        print_json_text("device", device);
+        print_json_text("kernel", kernel);
+        printf("\"threads\": %d, \"runs\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"gflops\": %.6g, \"gbs\": %.6g}\n",
+               info->n_threads, t->n, median, least, gflops, gbs);
+        return;
+    }
+    printf("%s\n%s path, %s", problem, path, kernel);
+    if (info->path == CLATTN_PATH_HOST)
+        printf(" with %s, %d thread%s\n", info->instructions, info->n_threads, info->n_threads == 1 ? "" : "s");
+    else
+        printf(" on %s\n", device);
+    printf("median %s, least %s of %zu runs\n%.1f GFLOP/s, K and V %.1f GB/s\n", cli_time_text(median).text,
+           cli_time_text(least).text, t->n, gflops, gbs);
+}
+
+static int run_bench(const options *opt, const inputs *in, void *o)
+{
+    bench b;
+    timings t = {NULL, 0, 0};
+    progress bar;
+    memset(&b, 0, sizeof b);
+    int code = runner_open(opt, &in->problem, &b.r);
+    if (code) return code;
+    code = make_copies(&b, in, o, opt->cold);
+    if (!code) {
+        progress_start(&bar, "bench", (int64_t)(opt->budget * 1e6) + 1);
+        code = measure(&b, opt->budget, &t, &bar);
+        progress_stop(&bar);
+    }
+    if (!code) print_result(in, &b.r.info, &t, opt->json);
+    for (int i = 1; i < MOST_COPIES; i++) {
+        free(b.k[i]);
+        free(b.v[i]);
+    }
+    free(t.seconds);
+    runner_close(&b.r);
+    return code;
+}
+
+int cmd_bench(const options *opt)
+{
+    inputs in;
+    void *o = NULL;    /* as the problem says */
+    float *lse = NULL; /* not asked for: the peers' calls give O alone */
+    if (!opt->problem) return cli_fail(CLI_USAGE, "there is no problem: give a text such as \"f32 b1 hq8 hkv8 q512 kv512 d64\"");
+    if (opt->pass == PASS_BACKWARD) return cli_fail(CLI_USAGE, "--pass backward: it is not available");
+    if (opt->budget <= 0 || opt->budget > 86400)
+        return cli_fail(CLI_USAGE, "--budget %g: it must be above 0 and at most 86400 seconds", opt->budget);
+    int code = inputs_from_text(opt->problem, opt->seed, &in);
+    if (code) return code;
+    code = inputs_alloc_outputs(&in, &o, &lse);
+    free(lse);
+    if (!code) code = run_bench(opt, &in, o);
+    free(o);
+    inputs_free(&in);
+    return code;
+}
