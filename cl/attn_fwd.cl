@@ -30,12 +30,12 @@
 #include "kv_source.clh"
 #include "row_state.clh"
 
-WG_KERNEL void attn_fwd(__global const storage *restrict q,         /* [batch, n_heads_q,  n_q,  HEAD_DIM_QK] */
-                        __global const storage *restrict k,         /* [batch, n_heads_kv, n_kv, HEAD_DIM_QK] */
-                        __global const storage *restrict v,         /* [batch, n_heads_kv, n_kv, HEAD_DIM_V] */
-                        __global storage *restrict o,               /* [batch, n_heads_q,  n_q,  HEAD_DIM_V] */
-                        __global float *restrict lse,               /* [batch, n_heads_q,  n_q], if args.has_lse */
-                        __global const long *restrict kv_lengths,   /* [batch] */
+WG_KERNEL void attn_fwd(__global const storage *restrict q,          /* [batch, n_heads_q,  n_q,  HEAD_DIM_QK] */
+                        __global const storage *restrict k,          /* [batch, n_heads_kv, n_kv, HEAD_DIM_QK] */
+                        __global const storage *restrict v,          /* [batch, n_heads_kv, n_kv, HEAD_DIM_V] */
+                        __global storage *restrict o,                /* [batch, n_heads_q,  n_q,  HEAD_DIM_V] */
+                        __global float *restrict lse,                /* [batch, n_heads_q,  n_q], if args.has_lse */
+                        __global const long *restrict kv_lengths,    /* [batch] */
                         __global const long *restrict query_offsets, /* [batch] */
                         const real scale_log2, const attn_args args)
 {
@@ -98,7 +98,7 @@ WG_KERNEL void attn_fwd(__global const storage *restrict q,         /* [batch, n
     }
 
     row_state_finish(&state, row_part, row, col);
-    UNROLL for (int i = 0; i < TILE_M; i++) {
+    UNROLL_FOR (int i = 0; i < TILE_M; i++) {
         const int r = row_first + row + i * WG_ROWS;
         if (r < args.n_q) {
             tile_store_row(o + r * args.o_row, acc[i], 1 / state.l[i], state.l[i] == 0, col);

@@ -1,5 +1,5 @@
 /* Which tiles attn_fwd tries, best first. A head dimension uses the rows of the smallest class that holds it, then
- * those of the class that holds any. From sizes proven on compilers for sm_80 and sm_90 (168 registers at d = 64) down
+ * those of the class that holds any. From sizes that compile for sm_90 without a spill (168 registers at d = 64) down
  * to what 16 KiB of local memory and 64 work-items allow; the last row of a type is for devices that allow neither. */
 #include "tile_table.h"
 

@@ -15,47 +15,91 @@
 /* Each test program defines this; harness.c has main(). */
 Suite *test_suite(void);
 
+/* A test case of the suite without time limits of its own: ctest has one. */
+TCase *test_case(Suite *suite, const char *name);
+
 /* A context on the device under test: CLATTN_TEST_DEVICE (a name), else device 0. Made at first use in the process, for
  * a process that has touched OpenCL must not fork. NULL: no OpenCL device. */
 clattn_context *test_context(void);
 
+/* A host-only context, which leaves OpenCL alone. */
+clattn_context *test_host_context(void);
+
 /* Prints "SKIPPED: test: why", which CI counts. */
 void test_skip(const char *test, const char *why);
 
+/* Asserts success, with the library's own sentence when there is none. */
+#define test_ok(call) test_ok_at(call, #call, __FILE__, __LINE__)
+void test_ok_at(clattn_status status, const char *call, const char *file, int line);
+
 /* The three ways to run a problem. */
+enum { TEST_WAYS = 3 };
 typedef struct test_way {
     const char *name;
     clattn_path path;
     clattn_kernel kernel;
 } test_way;
-extern const test_way test_ways[3]; /* host, device lanes, device local-memory */
+extern const test_way test_ways[TEST_WAYS]; /* host, device lanes, device local-memory */
+
+/* The context that a way runs on; NULL after a test_skip when it cannot run problems of this type here. */
+clattn_context *test_way_context(const test_way *way, clattn_dtype dtype);
+
+/* One tensor's memory: [guard][elements and the gaps between them][guard]. */
+typedef struct test_block {
+    unsigned char *base, *image; /* image: what base held when the plan was last run */
+    size_t bytes;
+} test_block;
 
 /* A problem's data: inputs in the problem's strides, outputs with guard bytes around them. */
 typedef struct test_data {
     clattn_problem p;
-    void *q, *k, *v, *o;
+    void *q, *k, *v, *o; /* element [0, 0, 0, 0] */
     float *lse;
-    int64_t *kv_lengths, *query_offsets; /* [batch] or NULL */
+    int64_t *kv_lengths, *query_offsets; /* [batch] or NULL; the test fills them */
     double *ref_o, *ref_lse;             /* dense; from test_reference */
+    test_block blocks[5];                /* of q, k, v, o, lse; packed: k and v have none */
+    char text[200];                      /* the problem, and after test_run the way and block sizes */
 } test_data;
 
-/* N(0,1) inputs from seed, rounded to the problem's type. The gaps that strides leave hold NaN. */
+/* N(0,1) inputs from seed, rounded to the problem's type. Gaps, guards and outputs hold NaN; the seed also moves the
+ * tensors off their alignment by 0 to 3 elements. packed: Q, K and V are one tensor [batch, seq, all heads, dim]. */
 test_data *test_data_make(const clattn_problem *p, uint64_t seed);
+test_data *test_data_make_packed(const clattn_problem *p, uint64_t seed);
 void test_data_free(test_data *t);
 void test_reference(test_data *t);
 
 /* One element, any type. which: 'q' 'k' 'v' 'o' */
 double test_get(const test_data *t, char which, int64_t b, int64_t h, int64_t row, int64_t d);
 void test_set(test_data *t, char which, int64_t b, int64_t h, int64_t row, int64_t d, double value);
+float test_get_lse(const test_data *t, int64_t b, int64_t h, int64_t row);
 
-/* Runs t->p on a way with these block sizes (0: automatic) and asserts from the plan that it ran there. */
+/* The same by its bits, and whole rows at once. */
+uint64_t test_get_bits(const test_data *t, char which, int64_t b, int64_t h, int64_t row, int64_t d);
+void test_set_bits(test_data *t, char which, int64_t b, int64_t h, int64_t row, int64_t d, uint64_t bits);
+void test_set_row(test_data *t, char which, int64_t b, int64_t h, int64_t row, double value);
+
+/* A plan for t->p on a way with these block sizes (0: automatic), asserting from its info that it is what was asked for.
+ * n_threads: of the host path, 0 automatic. */
+clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const test_way *way, int64_t block_q,
+                       int64_t block_kv, int n_threads);
+
+/* Poisons the outputs and runs; asserts that only they were written. */
+void test_forward(test_data *t, const clattn_plan *plan);
+
+/* Both, on the way's own context, which must be there. */
 void test_run(test_data *t, const test_way *way, int64_t block_q, int64_t block_kv);
 
-/* Asserts O and LSE against the reference within the tolerance of the type and length, and that nothing but O and LSE was
- * written. */
+/* Asserts O and LSE against the reference within the tolerance of the type and length. */
 void test_compare(test_data *t, const char *what);
 
-/* All of it: data, reference, each way, comparison. */
+/* Errors of O against the reference. */
+void test_errors(const test_data *t, double *max, double *rms);
+
+/* Asserts that O and LSE of a and b, of equal shapes, agree to the bit. */
+void test_same_bits(const test_data *a, const test_data *b, const char *what);
+
+/* All of it: data, reference, one way or each, comparison. */
+void test_problem_on(const clattn_problem *p, const test_way *way, int64_t block_q, int64_t block_kv);
 void test_problem(const char *text);
 
 #endif

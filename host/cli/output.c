@@ -12,22 +12,31 @@
 
 #include "cli.h"
 
-/* ---- temporary files that a signal must remove */
+/* ---- temporary files must go with the process, whoever ends it: a signal, or an OpenCL driver that calls exit */
 
 enum { MOST_TEMPORARIES = 4 };
 static char *volatile temporaries[MOST_TEMPORARIES];
 
-static void remove_and_die(int number)
+static void remove_temporaries(void)
 {
     for (int i = 0; i < MOST_TEMPORARIES; i++)
         if (temporaries[i]) unlink(temporaries[i]);
+}
+
+static void remove_and_die(int number)
+{
+    remove_temporaries();
     signal(number, SIG_DFL);
     raise(number);
 }
 
-static void watch_signals(void)
+static void watch_ends(void)
 {
+    static bool watching;
     const int deadly[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+    if (watching) return;
+    watching = true;
+    atexit(remove_temporaries);
     for (size_t i = 0; i < sizeof deadly / sizeof deadly[0]; i++) {
         struct sigaction before, now = {.sa_handler = remove_and_die};
         sigemptyset(&now.sa_mask);
@@ -77,7 +86,7 @@ int output_open(output *o, const char *flag, const char *path)
     const size_t folder = slash ? (size_t)(slash - o->target) + 1 : 0;
     memcpy(temporary, o->target, folder);
     memcpy(temporary + folder, name, sizeof name);
-    watch_signals();
+    watch_ends();
     const int fd = o->target[folder] ? mkstemp(temporary) : (errno = EISDIR, -1);
     if (fd < 0) {
         const int error = errno;

@@ -1,0 +1,1 @@
+# Each test program and how many checks must pass in it.

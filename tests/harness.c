@@ -1,0 +1,590 @@
+#include "harness.h"
+
+#include <inttypes.h>
+#include <unistd.h>
+
+enum { GUARD = 512, POISON = 0xff }; /* bytes; all ones are a NaN of every storage type */
+
+int main(void)
+{
+    setenv("CK_DEFAULT_TIMEOUT", "0", 0); /* a cold kernel build may outlast Check's four seconds */
+    SRunner *runner = srunner_create(test_suite());
+    srunner_run_all(runner, CK_NORMAL);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+TCase *test_case(Suite *suite, const char *name)
+{
+    TCase *c = tcase_create(name);
+    suite_add_tcase(suite, c);
+    return c;
+}
+
+void test_skip(const char *test, const char *why)
+{
+    printf("SKIPPED: %s: %s\n", test, why);
+    fflush(stdout);
+}
+
+void test_ok_at(clattn_status status, const char *call, const char *file, int line)
+{
+    if (status == CLATTN_STATUS_SUCCESS) return;
+    ck_abort_msg("%s:%d: %s: %s: %s", file, line, call, clattn_status_name(status), clattn_last_error()->message);
+}
+
+/* ---- contexts and ways */
+
+clattn_context *test_context(void)
+{
+    static clattn_context *context;
+    static pid_t maker;
+    if (maker == getpid()) return context;
+    maker = getpid();
+    context = NULL;
+    clattn_context_options options;
+    clattn_context_options_init(&options);
+    options.device_name = getenv("CLATTN_TEST_DEVICE");
+    options.device = options.device_name ? CLATTN_DEVICE_NAME : CLATTN_DEVICE_INDEX;
+    const clattn_status status = clattn_context_create(&options, &context);
+    if (status == CLATTN_STATUS_NO_DEVICE && !options.device_name) return NULL;
+    test_ok(status);
+    return context;
+}
+
+clattn_context *test_host_context(void)
+{
+    static clattn_context *context;
+    if (context) return context;
+    clattn_context_options options;
+    clattn_context_options_init(&options);
+    options.device = CLATTN_DEVICE_NONE;
+    test_ok(clattn_context_create(&options, &context));
+    return context;
+}
+
+const test_way test_ways[TEST_WAYS] = {
+    {"host", CLATTN_PATH_HOST, CLATTN_KERNEL_HOST_TILE},
+    {"attn_fwd_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_LANES},
+    {"attn_fwd", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD},
+};
+
+static bool device_has_fp64(void)
+{
+    clattn_device_info info;
+    const char *name = getenv("CLATTN_TEST_DEVICE");
+    for (int i = 0;; i++) {
+        clattn_device_info_init(&info);
+        if (clattn_device_get_info(i, &info) != CLATTN_STATUS_SUCCESS) return false;
+        if (!name || strstr(info.name, name) || strstr(info.platform, name)) return info.has_fp64;
+    }
+}
+
+clattn_context *test_way_context(const test_way *way, clattn_dtype dtype)
+{
+    if (way->path == CLATTN_PATH_HOST) return test_host_context();
+    clattn_context *context = test_context();
+    if (!context) return test_skip(way->name, "no OpenCL device"), NULL;
+    if (dtype == CLATTN_DTYPE_F64 && !device_has_fp64()) return test_skip(way->name, "the device has no fp64"), NULL;
+    return context;
+}
+
+/* ---- numbers: encoded by arithmetic on doubles, on purpose unlike the library's integers */
+
+static double small_float_decode(uint32_t bits, int exponent_bits, int mantissa_bits)
+{
+    const int bias = (1 << (exponent_bits - 1)) - 1, top = (1 << exponent_bits) - 1;
+    const int field = (int)(bits >> mantissa_bits) & top;
+    const uint32_t mantissa = bits & ((1u << mantissa_bits) - 1);
+    const double sign = bits >> (exponent_bits + mantissa_bits) & 1 ? -1 : 1;
+    if (field == top) return mantissa ? NAN : sign * INFINITY;
+    const uint32_t whole = field ? mantissa | 1u << mantissa_bits : mantissa;
+    return sign * ldexp(whole, (field ? field : 1) - bias - mantissa_bits);
+}
+
+/* Nearest even, for that is what nearbyint does. A carry out of the mantissa moves the exponent up, as it should. */
+static uint32_t small_float_encode(double x, int exponent_bits, int mantissa_bits)
+{
+    const int bias = (1 << (exponent_bits - 1)) - 1;
+    const uint32_t infinity = ((1u << exponent_bits) - 1) << mantissa_bits;
+    const uint32_t sign = signbit(x) ? 1u << (exponent_bits + mantissa_bits) : 0;
+    if (isnan(x)) return sign | infinity | 1u << (mantissa_bits - 1);
+    if (fabs(x) >= ldexp(1, bias + 1)) return sign | infinity;
+    const int exponent = x == 0 || ilogb(x) < 1 - bias ? 1 - bias : ilogb(x);
+    const uint32_t whole = (uint32_t)nearbyint(ldexp(fabs(x), mantissa_bits - exponent));
+    return sign | (whole + ((uint32_t)(exponent + bias - 1) << mantissa_bits));
+}
+
+static uint64_t encode(clattn_dtype dtype, double x)
+{
+    const float f = (float)x;
+    uint32_t u;
+    uint64_t w;
+    memcpy(&u, &f, sizeof u);
+    memcpy(&w, &x, sizeof w);
+    switch (dtype) {
+    case CLATTN_DTYPE_F32: return u;
+    case CLATTN_DTYPE_F16: return small_float_encode(x, 5, 10);
+    case CLATTN_DTYPE_BF16: return small_float_encode(x, 8, 7);
+    case CLATTN_DTYPE_F64: return w;
+    }
+    return 0;
+}
+
+static double decode(clattn_dtype dtype, uint64_t bits)
+{
+    const uint32_t u = (uint32_t)bits;
+    float f;
+    double x;
+    memcpy(&f, &u, sizeof f);
+    memcpy(&x, &bits, sizeof x);
+    switch (dtype) {
+    case CLATTN_DTYPE_F32: return f;
+    case CLATTN_DTYPE_F16: return small_float_decode(u, 5, 10);
+    case CLATTN_DTYPE_BF16: return small_float_decode(u, 8, 7);
+    case CLATTN_DTYPE_F64: return x;
+    }
+    return NAN;
+}
+
+/* splitmix64 */
+static uint64_t random_bits(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+/* Box-Muller */
+static double random_normal(uint64_t *state)
+{
+    const double a = ((double)(random_bits(state) >> 11) + 0.5) * 0x1p-53, b = (double)(random_bits(state) >> 11);
+    return sqrt(-2 * log(a)) * cos(2 * 3.14159265358979323846 * 0x1p-53 * b);
+}
+
+/* ---- tensors */
+
+typedef struct shape {
+    int64_t heads, seq, dim;
+    clattn_strides strides;
+    size_t size;
+    void *at; /* element [0, 0, 0, 0] */
+} shape;
+
+static const char tensor_letters[] = "qkvol"; /* l: LSE */
+
+static shape shape_of(const test_data *t, char which)
+{
+    const clattn_problem *p = &t->p;
+    const bool kv = which == 'k' || which == 'v', wide = which == 'v' || which == 'o';
+    const int64_t dim = which == 'l' ? 1 : wide ? p->head_dim_v : p->head_dim_qk;
+    shape s = {kv ? p->n_heads_kv : p->n_heads_q, kv ? p->n_kv : p->n_q, dim, {0, 0, 0}, 0, NULL};
+    s.size = which == 'l' ? sizeof(float) : clattn_dtype_size(p->dtype);
+    switch (which) {
+    case 'q': s.strides = p->q, s.at = t->q; break;
+    case 'k': s.strides = p->k, s.at = t->k; break;
+    case 'v': s.strides = p->v, s.at = t->v; break;
+    case 'o': s.strides = p->o, s.at = t->o; break;
+    case 'l': s.strides = p->lse, s.at = t->lse; break;
+    default: ck_abort_msg("no tensor %c", which);
+    }
+    if (!s.strides.batch && !s.strides.head && !s.strides.seq)
+        s.strides = (clattn_strides){s.heads * s.seq * s.dim, s.seq * s.dim, s.dim};
+    return s;
+}
+
+static unsigned char *element_of(const shape *s, int64_t b, int64_t h, int64_t row, int64_t d)
+{
+    const int64_t at = b * s->strides.batch + h * s->strides.head + row * s->strides.seq + d;
+    return (unsigned char *)s->at + at * (int64_t)s->size;
+}
+
+/* [guard][elements][guard], the first element 64-aligned, then moved `shift` elements on. */
+static void *block_make(test_block *block, const shape *s, int64_t batch, int shift)
+{
+    const int64_t last =
+        (batch - 1) * s->strides.batch + (s->heads - 1) * s->strides.head + (s->seq - 1) * s->strides.seq;
+    const size_t elements = s->seq ? (size_t)(last + s->dim) : 0;
+    block->bytes = (2 * GUARD + (elements + (size_t)shift) * s->size + 63) / 64 * 64;
+    block->base = aligned_alloc(64, block->bytes);
+    block->image = malloc(block->bytes);
+    ck_assert_ptr_nonnull(block->base);
+    ck_assert_ptr_nonnull(block->image);
+    memset(block->base, POISON, block->bytes);
+    return block->base + GUARD + (size_t)shift * s->size;
+}
+
+static void fill_normal(test_data *t, char which, uint64_t *state)
+{
+    const shape s = shape_of(t, which);
+    for (int64_t b = 0; b < t->p.batch; b++)
+        for (int64_t h = 0; h < s.heads; h++)
+            for (int64_t i = 0; i < s.seq; i++)
+                for (int64_t d = 0; d < s.dim; d++) {
+                    const uint64_t bits = encode(t->p.dtype, random_normal(state));
+                    memcpy(element_of(&s, b, h, i, d), &bits, s.size);
+                }
+}
+
+static test_data *data_make(const clattn_problem *p, uint64_t seed, bool packed)
+{
+    test_data *t = calloc(1, sizeof *t);
+    ck_assert_ptr_nonnull(t);
+    t->p = *p;
+    clattn_problem_to_text(p, t->text, sizeof t->text);
+    void **const pointers[] = {&t->q, &t->k, &t->v, &t->o};
+    const int64_t heads = p->n_heads_q + 2 * p->n_heads_kv;
+    const int shift = (int)(seed % 4);
+    if (packed) {
+        ck_assert(p->n_q == p->n_kv && p->head_dim_qk == p->head_dim_v);
+        t->p.q = t->p.k = t->p.v = clattn_strides_bshd(heads, p->n_q, p->head_dim_qk);
+        shape all = shape_of(t, 'q');
+        all.heads = heads;
+        char *at = block_make(&t->blocks[0], &all, p->batch, shift);
+        t->q = at;
+        t->k = at + p->n_heads_q * p->head_dim_qk * (int64_t)all.size;
+        t->v = at + (p->n_heads_q + p->n_heads_kv) * p->head_dim_qk * (int64_t)all.size;
+    }
+    for (int i = packed ? 3 : 0; i < 4; i++) {
+        const shape s = shape_of(t, tensor_letters[i]);
+        *pointers[i] = block_make(&t->blocks[i], &s, p->batch, shift);
+    }
+    const shape lse = shape_of(t, 'l');
+    t->lse = block_make(&t->blocks[4], &lse, p->batch, shift);
+    uint64_t state = seed * 0x2545f4914f6cdd1d + 1;
+    for (int i = 0; i < 3; i++) fill_normal(t, tensor_letters[i], &state);
+    if (p->kv_length_per_batch) t->kv_lengths = calloc((size_t)p->batch, sizeof *t->kv_lengths);
+    if (p->query_offset_per_batch) t->query_offsets = calloc((size_t)p->batch, sizeof *t->query_offsets);
+    for (int64_t b = 0; t->kv_lengths && b < p->batch; b++) t->kv_lengths[b] = p->n_kv;
+    const size_t rows = (size_t)(p->batch * p->n_heads_q * p->n_q);
+    t->ref_o = malloc((rows * (size_t)p->head_dim_v + 1) * sizeof *t->ref_o);
+    t->ref_lse = malloc((rows + 1) * sizeof *t->ref_lse);
+    ck_assert(t->ref_o && t->ref_lse);
+    return t;
+}
+
+test_data *test_data_make(const clattn_problem *p, uint64_t seed) { return data_make(p, seed, false); }
+test_data *test_data_make_packed(const clattn_problem *p, uint64_t seed) { return data_make(p, seed, true); }
+
+void test_data_free(test_data *t)
+{
+    if (!t) return;
+    for (int i = 0; i < 5; i++) {
+        free(t->blocks[i].base);
+        free(t->blocks[i].image);
+    }
+    free(t->kv_lengths);
+    free(t->query_offsets);
+    free(t->ref_o);
+    free(t->ref_lse);
+    free(t);
+}
+
+uint64_t test_get_bits(const test_data *t, char which, int64_t b, int64_t h, int64_t row, int64_t d)
+{
+    const shape s = shape_of(t, which);
+    uint64_t bits = 0;
+    memcpy(&bits, element_of(&s, b, h, row, d), s.size);
+    return bits;
+}
+
+void test_set_bits(test_data *t, char which, int64_t b, int64_t h, int64_t row, int64_t d, uint64_t bits)
+{
+    const shape s = shape_of(t, which);
+    memcpy(element_of(&s, b, h, row, d), &bits, s.size);
+}
+
+double test_get(const test_data *t, char which, int64_t b, int64_t h, int64_t row, int64_t d)
+{
+    return decode(t->p.dtype, test_get_bits(t, which, b, h, row, d));
+}
+
+void test_set(test_data *t, char which, int64_t b, int64_t h, int64_t row, int64_t d, double value)
+{
+    test_set_bits(t, which, b, h, row, d, encode(t->p.dtype, value));
+}
+
+void test_set_row(test_data *t, char which, int64_t b, int64_t h, int64_t row, double value)
+{
+    const shape s = shape_of(t, which);
+    for (int64_t d = 0; d < s.dim; d++) test_set(t, which, b, h, row, d, value);
+}
+
+float test_get_lse(const test_data *t, int64_t b, int64_t h, int64_t row)
+{
+    const shape s = shape_of(t, 'l');
+    float x;
+    memcpy(&x, element_of(&s, b, h, row, 0), sizeof x);
+    return x;
+}
+
+void test_reference(test_data *t)
+{
+    test_ok(clattn_reference_forward(&t->p, t->q, t->k, t->v, t->kv_lengths, t->query_offsets, t->ref_o, t->ref_lse));
+}
+
+/* ---- running */
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+/* "Cut to the sequence, then to the nearest size that the kernel has." */
+static void check_block(const char *name, int64_t got, int64_t asked, int64_t sequence, int64_t step, int64_t most)
+{
+    const int64_t expected = least(round_up(least(asked, sequence > 0 ? sequence : 1), step), most);
+    ck_assert_msg(got >= 1, "%s is %" PRId64, name, got);
+    if (asked) ck_assert_msg(got == expected, "%s %" PRId64 " gave %" PRId64 ", not %" PRId64, name, asked, got, expected);
+}
+
+clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const test_way *way, int64_t block_q,
+                       int64_t block_kv, int n_threads)
+{
+    clattn_plan_options options;
+    clattn_plan_options_init(&options);
+    options.path = way->path;
+    options.kernel = way->kernel;
+    options.block_q = block_q;
+    options.block_kv = block_kv;
+    options.n_threads = n_threads;
+    clattn_plan *plan;
+    test_ok(clattn_plan_create(context, p, &options, &plan));
+    clattn_plan_info info;
+    clattn_plan_info_init(&info);
+    test_ok(clattn_plan_get_info(plan, &info));
+    ck_assert_str_eq(clattn_path_name(info.path), clattn_path_name(way->path));
+    ck_assert_str_eq(clattn_kernel_name(info.kernel), clattn_kernel_name(way->kernel));
+    if (way->kernel == CLATTN_KERNEL_HOST_TILE) {
+        /* Rows of a tile: four vectors of 16, three of 8, four of 4; half of each for f64. */
+        const int64_t rows = !strcmp(info.instructions, "avx512") ? 64 : !strcmp(info.instructions, "avx2") ? 24 : 16;
+        check_block("block_q", info.block_q, block_q, p->n_q, 1, p->dtype == CLATTN_DTYPE_F64 ? rows / 2 : rows);
+        check_block("block_kv", info.block_kv, block_kv, p->n_kv, 1, 4096);
+        if (n_threads) ck_assert_int_eq(info.n_threads, n_threads);
+    } else if (way->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) {
+        check_block("block_q", info.block_q, block_q, p->n_q, 16, 64);
+        check_block("block_kv", info.block_kv, block_kv, p->n_kv, 4, 1024);
+        ck_assert_int_eq(info.work_group_size, 1);
+    } else {
+        check_block("block_q", info.block_q, block_q, p->n_q, 16, 128);
+        check_block("block_kv", info.block_kv, block_kv, p->n_kv, 16, 128);
+        ck_assert_int_gt(info.work_group_size, 1);
+    }
+    return plan;
+}
+
+/* Lets the image have the output's elements as they are now: what differs then is what should not have been written. */
+static void image_take_elements(test_data *t, char which, test_block *block)
+{
+    const shape s = shape_of(t, which);
+    for (int64_t b = 0; b < t->p.batch; b++)
+        for (int64_t h = 0; h < s.heads; h++)
+            for (int64_t i = 0; i < s.seq; i++) {
+                const unsigned char *row = element_of(&s, b, h, i, 0);
+                memcpy(block->image + (row - block->base), row, (size_t)s.dim * s.size);
+            }
+}
+
+static void check_only_outputs_written(test_data *t)
+{
+    image_take_elements(t, 'o', &t->blocks[3]);
+    image_take_elements(t, 'l', &t->blocks[4]);
+    for (int i = 0; i < 5; i++) {
+        const test_block *block = &t->blocks[i];
+        if (!block->base || !memcmp(block->base, block->image, block->bytes)) continue;
+        size_t at = 0;
+        while (block->base[at] == block->image[at]) at++;
+        ck_abort_msg("%s: byte %zu of %c's %zu was written", t->text, at, tensor_letters[i], block->bytes);
+    }
+}
+
+void test_forward(test_data *t, const clattn_plan *plan)
+{
+    for (int i = 0; i < 5; i++) {
+        if (!t->blocks[i].base) continue;
+        if (i >= 3) memset(t->blocks[i].base, POISON, t->blocks[i].bytes);
+        memcpy(t->blocks[i].image, t->blocks[i].base, t->blocks[i].bytes);
+    }
+    clattn_forward_args args;
+    clattn_forward_args_init(&args);
+    args.q = clattn_host_buffer(t->q);
+    args.k = clattn_host_buffer(t->k);
+    args.v = clattn_host_buffer(t->v);
+    args.o = clattn_host_buffer(t->o);
+    args.lse = clattn_host_buffer(t->lse);
+    args.kv_lengths = clattn_host_buffer(t->kv_lengths);
+    args.query_offsets = clattn_host_buffer(t->query_offsets);
+    test_ok(clattn_forward(plan, &args));
+    check_only_outputs_written(t);
+}
+
+void test_run(test_data *t, const test_way *way, int64_t block_q, int64_t block_kv)
+{
+    clattn_context *context = test_way_context(way, t->p.dtype);
+    ck_assert_msg(context, "no context for %s", way->name);
+    size_t n = clattn_problem_to_text(&t->p, t->text, sizeof t->text);
+    if (n > sizeof t->text) n = sizeof t->text;
+    snprintf(t->text + n, sizeof t->text - n, " on %s blocks %" PRId64 "x%" PRId64, way->name, block_q, block_kv);
+    clattn_plan *plan = test_plan(context, &t->p, way, block_q, block_kv, 0);
+    test_forward(t, plan);
+    clattn_plan_release(plan);
+}
+
+/* ---- comparing
+ *
+ * Sums are kept in f32 (f64 for f64), of unit roundoff u = 2^-24 (2^-53), and each rounding is a random error of standard
+ * deviation near 0.4 u of the partial sum it rounds.
+ *
+ * A score of size S is a walk of D = head_dim products, its partial sums some S sqrt(i / D): the D roundings add up to
+ * 0.3 u S sqrt(D). Of a score's error a row's output takes P (1 - P) times the distance between values, at most about 1
+ * for N(0,1); the greatest of a million outputs lies five deviations out: u S sqrt(D), near enough. S is what the row's
+ * leading scores amount to: |LSE|, and the typical score scale * sqrt(D) * rms(Q) * rms(K) where those cancel.
+ * The sums over n keys, of P and of P V, bring 0.25 u sqrt(n), at five deviations u sqrt(n); exp2, the division, the scale
+ * and the rescaling bring a few u, taken as 8:
+ *
+ *     e = u (S sqrt(D) + sqrt(n) + 8)
+ *
+ * Whatever the formula says, N(0,1) data never gets more than 5e-6 (1e-13 for f64, whose reference has the same errors
+ * once more), in proportion where typical scores are larger. A value is wrong past e max(1, |value|) plus half a unit in
+ * the last place of f16 (2^-11) or bf16 (2^-8). LSE, f32 for every type, is wrong past e with a cap of 1e-5; that of f64
+ * by more than its rounding to f32. */
+
+typedef struct tolerance {
+    double u, typical, cap, v_span, storage;
+    double columns, keys;
+} tolerance;
+
+/* rms and largest of a tensor's finite elements. */
+static double tensor_rms(const test_data *t, char which, double *largest)
+{
+    const shape s = shape_of(t, which);
+    double sum = 0, n = 0;
+    for (int64_t b = 0; b < t->p.batch; b++)
+        for (int64_t h = 0; h < s.heads; h++)
+            for (int64_t i = 0; i < s.seq; i++)
+                for (int64_t d = 0; d < s.dim; d++) {
+                    const double x = test_get(t, which, b, h, i, d);
+                    if (!isfinite(x)) continue;
+                    sum += x * x;
+                    n += 1;
+                    *largest = fmax(*largest, fabs(x));
+                }
+    return n > 0 ? sqrt(sum / n) : 0;
+}
+
+static tolerance tolerance_of(const test_data *t)
+{
+    const clattn_problem *p = &t->p;
+    const bool is_double = p->dtype == CLATTN_DTYPE_F64;
+    const double scale = p->scale == CLATTN_SCALE_AUTO ? 1 / sqrt((double)p->head_dim_qk) : fabs(p->scale);
+    double largest_v = 0, ignored = 0;
+    tolerance e;
+    e.u = is_double ? 0x1p-52 : 0x1p-24;
+    e.columns = (double)p->head_dim_qk;
+    e.keys = (double)p->n_kv;
+    e.typical = scale * sqrt(e.columns) * tensor_rms(t, 'q', &ignored) * tensor_rms(t, 'k', &ignored);
+    e.cap = (is_double ? 1e-13 : 5e-6) * fmax(1, e.typical);
+    tensor_rms(t, 'v', &largest_v);
+    e.v_span = fmax(1, largest_v / 5); /* five deviations of N(0,1) */
+    e.storage = p->dtype == CLATTN_DTYPE_F16 ? 0x1p-11 : p->dtype == CLATTN_DTYPE_BF16 ? 0x1p-8 : 0;
+    return e;
+}
+
+/* Of one row, before v_span. */
+static double row_error(const tolerance *e, double lse)
+{
+    return e->u * ((fabs(lse) + e->typical) * sqrt(e->columns) + sqrt(e->keys) + 8);
+}
+
+static bool same_special(double got, double expected)
+{
+    return (isnan(got) && isnan(expected)) || got == expected;
+}
+
+static void compare_row(const test_data *t, const tolerance *e, const char *what, int64_t b, int64_t h, int64_t i)
+{
+    const clattn_problem *p = &t->p;
+    const int64_t row = (b * p->n_heads_q + h) * p->n_q + i;
+    const double lse = t->ref_lse[row], got_lse = test_get_lse(t, b, h, i);
+    const double error = isfinite(lse) ? row_error(e, lse) : 0;
+    const double rounding = p->dtype == CLATTN_DTYPE_F64 ? 0x1.01p-24 : 0;
+    const double lse_limit = fmax(rounding, fmin(error, 2 * e->cap)) * fmax(1, fabs(lse));
+    ck_assert_msg(same_special(got_lse, lse) || fabs(got_lse - lse) <= lse_limit,
+                  "%s %s: LSE[%" PRId64 ",%" PRId64 ",%" PRId64 "] is %.9g, not %.9g: off by %.3g of %.3g", what, t->text,
+                  b, h, i, got_lse, lse, fabs(got_lse - lse), lse_limit);
+    for (int64_t d = 0; d < p->head_dim_v; d++) {
+        const double got = test_get(t, 'o', b, h, i, d), ref = t->ref_o[row * p->head_dim_v + d];
+        const double expected = p->dtype == CLATTN_DTYPE_F64 ? ref : decode(p->dtype, encode(p->dtype, ref));
+        /* No row that sees no key may be near 0 only. */
+        const double limit = lse == -INFINITY ? 0
+                                              : fmin(error, e->cap) * fmax(e->v_span, fabs(ref)) +
+                                                    e->storage * fmax(p->dtype == CLATTN_DTYPE_F16 ? 0x1p-14 : 0, fabs(ref));
+        ck_assert_msg(same_special(got, expected) || fabs(got - ref) <= limit,
+                      "%s %s: O[%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64 "] is %.9g, not %.9g: off by %.3g of %.3g",
+                      what, t->text, b, h, i, d, got, ref, fabs(got - ref), limit);
+    }
+}
+
+void test_compare(test_data *t, const char *what)
+{
+    const tolerance e = tolerance_of(t);
+    for (int64_t b = 0; b < t->p.batch; b++)
+        for (int64_t h = 0; h < t->p.n_heads_q; h++)
+            for (int64_t i = 0; i < t->p.n_q; i++) compare_row(t, &e, what, b, h, i);
+}
+
+void test_errors(const test_data *t, double *max, double *rms)
+{
+    const clattn_problem *p = &t->p;
+    double sum = 0, most = 0;
+    for (int64_t b = 0; b < p->batch; b++)
+        for (int64_t h = 0; h < p->n_heads_q; h++)
+            for (int64_t i = 0; i < p->n_q; i++)
+                for (int64_t d = 0; d < p->head_dim_v; d++) {
+                    const int64_t row = (b * p->n_heads_q + h) * p->n_q + i;
+                    const double error = fabs(test_get(t, 'o', b, h, i, d) - t->ref_o[row * p->head_dim_v + d]);
+                    most = fmax(most, error);
+                    sum += error * error;
+                }
+    *max = most;
+    *rms = sqrt(sum / (double)(p->batch * p->n_heads_q * p->n_q * p->head_dim_v));
+}
+
+static void same_element(const test_data *a, const test_data *b, char which, const char *what, const int64_t at[4])
+{
+    const uint64_t x = test_get_bits(a, which, at[0], at[1], at[2], at[3]);
+    const uint64_t y = test_get_bits(b, which, at[0], at[1], at[2], at[3]);
+    ck_assert_msg(x == y, "%s %s: %s[%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64 "] has the bits %" PRIx64 " and %" PRIx64,
+                  what, b->text, which == 'o' ? "O" : "LSE", at[0], at[1], at[2], at[3], x, y);
+}
+
+void test_same_bits(const test_data *a, const test_data *b, const char *what)
+{
+    const clattn_problem *p = &a->p;
+    ck_assert(p->batch == b->p.batch && p->n_heads_q == b->p.n_heads_q && p->n_q == b->p.n_q &&
+              p->head_dim_v == b->p.head_dim_v);
+    for (int64_t i = 0; i < p->batch; i++)
+        for (int64_t h = 0; h < p->n_heads_q; h++)
+            for (int64_t row = 0; row < p->n_q; row++) {
+                for (int64_t d = 0; d < p->head_dim_v; d++)
+                    same_element(a, b, 'o', what, (const int64_t[]){i, h, row, d});
+                same_element(a, b, 'l', what, (const int64_t[]){i, h, row, 0});
+            }
+}
+
+void test_problem_on(const clattn_problem *p, const test_way *way, int64_t block_q, int64_t block_kv)
+{
+    if (!test_way_context(way, p->dtype)) return;
+    test_data *t = test_data_make(p, (uint64_t)(p->n_q * 7 + p->n_kv * 3 + p->head_dim_qk));
+    test_reference(t);
+    test_run(t, way, block_q, block_kv);
+    test_compare(t, "problem");
+    test_data_free(t);
+}
+
+void test_problem(const char *text)
+{
+    clattn_problem p;
+    test_ok(clattn_problem_from_text(text, &p));
+    for (int i = 0; i < TEST_WAYS; i++) test_problem_on(&p, &test_ways[i], 0, 0);
+}
