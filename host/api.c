@@ -1,5 +1,6 @@
 /* The public functions that are no more than a check and a call. */
 #include <string.h>
+#include <time.h>
 
 #include <clattn/clattn.h>
 
@@ -48,7 +49,7 @@ clattn_status clattn_plan_create(clattn_context *context, const clattn_problem *
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
     FORWARD(clattn__problem_make(given, &p));
     if (!context) FORWARD(clattn__context_default(&context));
-    return clattn__plan_make(context, &p, options, true, plan);
+    return clattn__plan_make(context, &p, given, options, true, plan);
 }
 
 clattn_status clattn_plan_retain(clattn_plan *plan)
@@ -110,6 +111,26 @@ static clattn_status check_on_host(const char *name, const clattn_buffer *b)
     return CLATTN_STATUS_SUCCESS;
 }
 
+static clattn_status run(const clattn_plan *plan, const clattn_forward_args *args)
+{
+    if (plan->path == CLATTN_PATH_HOST)
+        return clattn__host_forward(&plan->host, &plan->problem, plan->context->threads, args);
+    return clattn__device_forward(plan->device_plan, &plan->problem, args, plan->context->options.copy_transfers);
+}
+
+static clattn_status run_logged(const clattn_plan *plan, const clattn_forward_args *args)
+{
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    FORWARD(run(plan, args));
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    const double seconds = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+    clattn__log(plan->context, LOG_RUN, "%s: %s on the %s, %.6f s", plan->text,
+                clattn_kernel_name(plan->path == CLATTN_PATH_HOST ? CLATTN_KERNEL_HOST_TILE : plan->choice.kernel),
+                clattn_path_name(plan->path), seconds);
+    return CLATTN_STATUS_SUCCESS;
+}
+
 static clattn_status forward(const clattn_plan *plan, const clattn_forward_args *args)
 {
     FORWARD(clattn__problem_check_args(&plan->problem, args));
@@ -117,9 +138,7 @@ static clattn_status forward(const clattn_plan *plan, const clattn_forward_args 
         FORWARD(check_on_host(clattn__tensor_names[i], clattn__args_buffer(args, i)));
     FORWARD(check_on_host("kv_lengths", &args->kv_lengths));
     FORWARD(check_on_host("query_offsets", &args->query_offsets));
-    if (plan->path == CLATTN_PATH_HOST)
-        return clattn__host_forward(&plan->host, &plan->problem, plan->context->threads, args);
-    return clattn__device_forward(plan->device_plan, &plan->problem, args, plan->context->options.copy_transfers);
+    return clattn__log_wants(plan->context, LOG_RUN) ? run_logged(plan, args) : run(plan, args);
 }
 
 clattn_status clattn_forward(const clattn_plan *plan, const clattn_forward_args *args)
@@ -145,7 +164,7 @@ clattn_status clattn_attention(clattn_context *context, const clattn_problem *gi
     FORWARD(clattn__problem_check_args(&p, &args));
     if (!context) FORWARD(clattn__context_default(&context));
     clattn_plan *plan;
-    FORWARD(clattn__plan_find(context, &p, &plan));
+    FORWARD(clattn__plan_find(context, &p, given, &plan));
     const clattn_status status = forward(plan, &args);
     clattn__plan_drop(plan);
     return status;

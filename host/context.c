@@ -29,6 +29,34 @@ static clattn_status check_options(const clattn_context_options *o)
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* ---- log */
+
+static const char *const kind_names[LOG_KINDS] = {"plan", "build", "run"};
+
+static unsigned verbose_kinds(void)
+{
+    const char *verbose = getenv("CLATTN_VERBOSE");
+    unsigned kinds = 0;
+    for (const char *s = verbose; s && *s; s += strcspn(s, ","), s += *s == ',')
+        for (int kind = 0; kind < LOG_KINDS; kind++) {
+            const size_t n = strlen(kind_names[kind]);
+            if (!strncmp(s, kind_names[kind], n) && (s[n] == ',' || !s[n])) kinds |= 1u << kind;
+        }
+    return kinds;
+}
+
+void clattn__log(const clattn_context *c, log_kind kind, const char *format, ...)
+{
+    char line[4096];
+    if (!clattn__log_wants(c, kind)) return;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    if (c->options.log) c->options.log(kind_names[kind], line, c->options.log_user);
+    if (c->verbose >> kind & 1) fprintf(stderr, "clattn: %s: %s\n", kind_names[kind], line);
+}
+
 clattn_status clattn__context_new(const clattn_context_options *given, clattn_context **context)
 {
     clattn_context_options defaults;
@@ -49,6 +77,7 @@ clattn_status clattn__context_new(const clattn_context_options *given, clattn_co
     c->options = *o;
     c->options.device_name = c->device_name = name;
     c->threads = threads;
+    c->verbose = verbose_kinds();
     pthread_mutex_init(&c->lock, NULL);
     *context = c;
     return CLATTN_STATUS_SUCCESS;
@@ -118,29 +147,4 @@ clattn_status clattn__context_device(clattn_context *c, struct device **d)
     pthread_mutex_unlock(&c->lock);
     if (!*d) return clattn__fail(c->device_status, 0, "%s", c->device_why);
     return CLATTN_STATUS_SUCCESS;
-}
-
-/* ---- log */
-
-static bool verbose_names(const char *kind)
-{
-    const char *verbose = getenv("CLATTN_VERBOSE");
-    const size_t n = strlen(kind);
-    for (const char *s = verbose; s && *s; s += strcspn(s, ","), s += *s == ',')
-        if (!strncmp(s, kind, n) && (s[n] == ',' || !s[n])) return true;
-    return false;
-}
-
-bool clattn__log_wants(const clattn_context *c, const char *kind) { return c->options.log || verbose_names(kind); }
-
-void clattn__log(const clattn_context *c, const char *kind, const char *format, ...)
-{
-    char line[4096];
-    if (!clattn__log_wants(c, kind)) return;
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(line, sizeof line, format, arguments);
-    va_end(arguments);
-    if (c->options.log) c->options.log(kind, line, c->options.log_user);
-    if (verbose_names(kind)) fprintf(stderr, "clattn: %s: %s\n", kind, line);
 }

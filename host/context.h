@@ -12,11 +12,14 @@ struct device_plan;
 
 enum { CACHED_PLANS = 8 };
 
+typedef enum log_kind { LOG_PLAN, LOG_BUILD, LOG_RUN, LOG_KINDS } log_kind;
+
 struct clattn_context {
     atomic_int references;
     clattn_context_options options;
     char *device_name; /* what options.device_name points to */
     host_threads *threads;
+    unsigned verbose;      /* a bit for each log_kind that CLATTN_VERBOSE named when the context was made */
     bool from_app;         /* made on the app's own cl_context */
     pthread_mutex_t lock;  /* guards what follows */
     struct device *device; /* NULL until opened */
@@ -36,6 +39,7 @@ struct clattn_plan {
     device_choice choice;            /* for a device kernel */
     struct device_plan *device_plan; /* NULL: none */
     char device_name[128];
+    char text[256]; /* the problem */
     char explain[2048];
 };
 
@@ -48,17 +52,21 @@ clattn_status clattn__context_default(clattn_context **context);
 /* The context's device, opened if need be; NO_DEVICE and a sentence when there is none. */
 clattn_status clattn__context_device(clattn_context *context, struct device **d);
 
-/* One line to the log callback, and to stderr where CLATTN_VERBOSE names kind. */
-void clattn__log(const clattn_context *context, const char *kind, const char *format, ...)
+/* One line to the log callback, and to stderr where CLATTN_VERBOSE names the kind. */
+void clattn__log(const clattn_context *context, log_kind kind, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-bool clattn__log_wants(const clattn_context *context, const char *kind);
+static inline bool clattn__log_wants(const clattn_context *c, log_kind kind)
+{
+    return c->options.log || c->verbose >> kind & 1;
+}
 
-/* A plan, made and built. hold: the plan keeps the context alive. */
-clattn_status clattn__plan_make(clattn_context *context, const problem *p, const clattn_plan_options *options,
-                                bool hold, clattn_plan **plan);
+/* A plan, made and built. text: the problem, for the log. hold: the plan keeps the context alive. */
+clattn_status clattn__plan_make(clattn_context *context, const problem *p, const clattn_problem *text,
+                                const clattn_plan_options *options, bool hold, clattn_plan **plan);
 void clattn__plan_drop(clattn_plan *plan); /* one reference less */
 
 /* The context's cached plan for p with automatic options, made if need be; the caller drops it. */
-clattn_status clattn__plan_find(clattn_context *context, const problem *p, clattn_plan **plan);
+clattn_status clattn__plan_find(clattn_context *context, const problem *p, const clattn_problem *text,
+                                clattn_plan **plan);
 
 #endif

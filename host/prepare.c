@@ -88,8 +88,8 @@ static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *optio
     return CLATTN_STATUS_SUCCESS;
 }
 
-clattn_status clattn__plan_make(clattn_context *context, const problem *p, const clattn_plan_options *given, bool hold,
-                                clattn_plan **out)
+clattn_status clattn__plan_make(clattn_context *context, const problem *p, const clattn_problem *text_of,
+                                const clattn_plan_options *given, bool hold, clattn_plan **out)
 {
     clattn_plan_options defaults;
     clattn_plan_options_init(&defaults);
@@ -102,17 +102,19 @@ clattn_status clattn__plan_make(clattn_context *context, const problem *p, const
     plan->context = context;
     plan->holds_context = hold;
     if (hold) clattn_context_retain(context);
+    clattn_problem_to_text(text_of, plan->text, sizeof plan->text);
     text why = {plan->explain, sizeof plan->explain, 0};
+    text_add(&why, "%s\n", plan->text);
     const clattn_status status = prepare(plan, options, &why);
     if (status != CLATTN_STATUS_SUCCESS) {
         clattn__plan_drop(plan);
         return status;
     }
-    if (clattn__log_wants(context, "plan")) {
+    if (clattn__log_wants(context, LOG_PLAN)) {
         char *rest = NULL, lines[sizeof plan->explain];
         memcpy(lines, plan->explain, sizeof lines);
         for (char *line = strtok_r(lines, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
-            clattn__log(context, "plan", "%s", line);
+            clattn__log(context, LOG_PLAN, "%s", line);
     }
     *out = plan;
     return CLATTN_STATUS_SUCCESS;
@@ -126,7 +128,8 @@ void clattn__plan_drop(clattn_plan *plan)
     free(plan);
 }
 
-clattn_status clattn__plan_find(clattn_context *context, const problem *p, clattn_plan **out)
+clattn_status clattn__plan_find(clattn_context *context, const problem *p, const clattn_problem *text_of,
+                                clattn_plan **out)
 {
     clattn_plan **cached = context->cached, *found = NULL;
     pthread_mutex_lock(&context->lock);
@@ -139,7 +142,7 @@ clattn_status clattn__plan_find(clattn_context *context, const problem *p, clatt
     }
     pthread_mutex_unlock(&context->lock);
     if (!found) {
-        FORWARD(clattn__plan_make(context, p, NULL, false, &found));
+        FORWARD(clattn__plan_make(context, p, text_of, NULL, false, &found));
         atomic_fetch_add(&found->references, 1);
         pthread_mutex_lock(&context->lock);
         clattn_plan *last = cached[CACHED_PLANS - 1];

@@ -119,5 +119,7 @@ clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_command_queue q
         RETURN_IF_CL("clEnqueueMarkerWithWaitList", clEnqueueMarkerWithWaitList(queue, n_wait, wait_list, event));
         return CLATTN_STATUS_SUCCESS;
     }
-    return clattn__launch(plan->device_plan, p, queue, &b, n_wait, wait_list, event);
+    FORWARD(clattn__launch(plan->device_plan, p, queue, &b, n_wait, wait_list, event));
+    clattn__log(plan->context, LOG_RUN, "%s: %s enqueued", plan->text, clattn_kernel_name(plan->choice.kernel));
+    return CLATTN_STATUS_SUCCESS;
 }

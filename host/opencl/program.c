@@ -80,7 +80,7 @@ static clattn_status build_failed(struct device *d, clattn_context *context, cl_
     if (log) clGetProgramBuildInfo(program, d->id, CL_PROGRAM_BUILD_LOG, size, log, NULL);
     const char *error = log ? strstr(log, "error") : NULL;
     if (!error) error = log ? log : "";
-    clattn__log(context, "build", "%s %s: %s", name, options, log ? log : "");
+    clattn__log(context, LOG_BUILD, "%s %s: %s", name, options, log ? log : "");
     const clattn_status status = clattn__fail(CLATTN_STATUS_BUILD_FAILED, code, "%s %s did not build on %s: %.300s",
                                               name, options, d->profile.name, error);
     free(log);
@@ -156,7 +156,7 @@ static clattn_status kernel_make(struct device *d, clattn_context *context, cons
         clattn__device_kernel_free(k);
         return status;
     }
-    clattn__log(context, "build", "%s %s", name, options);
+    clattn__log(context, LOG_BUILD, "%s %s", name, options);
     *out = k;
     return CLATTN_STATUS_SUCCESS;
 }

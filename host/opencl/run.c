@@ -193,6 +193,7 @@ static clattn_status stretches_share(const device_plan *plan, stretch s[PART_COU
     for (int i = 0; i < PART_COUNT; i++) {
         if (!s[i].begin || s[i].mem) continue;
         char *begin = s[i].begin, *end = s[i].end;
+        bool written = false;
         for (bool grown = true; grown;) {
             grown = false;
             for (int j = i + 1; j < PART_COUNT; j++) {
@@ -203,9 +204,11 @@ static clattn_status stretches_share(const device_plan *plan, stretch s[PART_COU
         }
         *too_large = end - begin > plan->device->profile.max_alloc_bytes;
         if (*too_large) return CLATTN_STATUS_SUCCESS;
+        for (int j = i; j < PART_COUNT; j++)
+            written |= (j == TENSOR_O || j == TENSOR_LSE) && s[j].begin && s[j].begin < end && begin < s[j].end;
         cl_int code;
-        cl_mem mem = clCreateBuffer(plan->device->cl, CL_MEM_READ_WRITE | CL_MEM_USE_HOST_PTR, (size_t)(end - begin),
-                                    begin, &code);
+        const cl_mem_flags flags = CL_MEM_USE_HOST_PTR | (written ? CL_MEM_READ_WRITE : CL_MEM_READ_ONLY);
+        cl_mem mem = clCreateBuffer(plan->device->cl, flags, (size_t)(end - begin), begin, &code);
         RETURN_IF_CL("clCreateBuffer", code);
         s[i].owns_mem = true;
         for (int j = i; j < PART_COUNT; j++) {
