@@ -22,6 +22,12 @@ TCase *test_case(Suite *suite, const char *name);
  * a process that has touched OpenCL must not fork. NULL: no OpenCL device. */
 clattn_context *test_context(void);
 
+/* The device under test; false when there is none. */
+bool test_device_info(clattn_device_info *info);
+
+/* Options for another context on that device. */
+void test_context_options(clattn_context_options *options);
+
 /* A host-only context, which leaves OpenCL alone. */
 clattn_context *test_host_context(void);
 

@@ -1,3 +1,4 @@
+/* The table of flags and its parser. A new flag is one row. */
 #include "args.h"
 
 #include <errno.h>
@@ -19,11 +20,11 @@ typedef struct choice {
 typedef struct flag {
     const char *name, *value; /* value: its name in the help, NULL for a switch */
     flag_kind kind;
-    size_t field;             /* where in options */
-    unsigned commands;        /* that take it */
-    bool of_files;            /* describes tensors in files: has no place beside a problem text */
-    int64_t least, most;      /* KIND_INTEGER */
-    const choice *choices;    /* KIND_CHOICE */
+    size_t field;          /* where in options */
+    unsigned commands;     /* that take it */
+    bool of_files;         /* describes tensors in files: has no place beside a problem text */
+    int64_t least, most;   /* KIND_INTEGER */
+    const choice *choices; /* KIND_CHOICE */
     const char *help;
 } flag;
 
@@ -204,7 +205,8 @@ void args_print_help(const command *c, FILE *to)
         if (!(f->commands & c->bit)) continue;
         snprintf(left, sizeof left, "%s %s", f->name, f->value ? f->value : "");
         fprintf(to, "%s    %-24s%s", first ? "\n" : "", left, f->help);
-        for (const choice *x = f->choices; x && x->name; x++) fprintf(to, "%s%s", x == f->choices ? ": " : ", ", x->name);
+        for (const choice *x = f->choices; x && x->name; x++)
+            fprintf(to, "%s%s", x == f->choices ? ": " : ", ", x->name);
         fputc('\n', to);
         first = 0;
     }

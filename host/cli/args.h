@@ -13,45 +13,39 @@ enum { PASS_FORWARD, PASS_BACKWARD };
 
 typedef struct options {
     /* the problem, from files */
-    const char *q, *k, *v;            /* paths, NULL: not given */
-    int dtype;                        /* a clattn_dtype, 0: the files' own */
-    int layout;                       /* of Q, K, V and O */
-    double scale;                     /* default CLATTN_SCALE_AUTO */
-    int causal;                       /* 1: window[1] is 0 */
-    int64_t window[2];                /* left, right; default -1: unbounded */
-    const char *q_offset, *kv_len;    /* a number or a path; a path */
+    const char *q, *k, *v;         /* paths, NULL: not given */
+    int dtype;                     /* a clattn_dtype, 0: the files' own */
+    int layout;                    /* of Q, K, V and O */
+    double scale;                  /* default CLATTN_SCALE_AUTO */
+    int causal;                    /* 1: window[1] is 0 */
+    int64_t window[2];             /* left, right; default -1: unbounded */
+    const char *q_offset, *kv_len; /* a number or a path; a path */
     /* the problem, from a text */
     const char *problem;
     int64_t seed;
     /* how it runs */
-    int path, kernel;                 /* a clattn_path, a clattn_kernel */
-    const char *device;               /* an index or a part of a name, NULL: the default one */
-    int64_t threads;                  /* 0: automatic, as the two below */
+    int path, kernel;   /* a clattn_path, a clattn_kernel */
+    const char *device; /* an index or a part of a name, NULL: the default one */
+    int64_t threads;    /* 0: automatic, as the two below */
     int64_t block_q, block_kv;
     /* what comes out */
     const char *o, *lse;
     int explain, json, cold, pass;
-    double budget;                    /* seconds */
+    double budget; /* seconds */
 
-    const char *file_flag;            /* the first flag given that describes files, NULL: none */
+    const char *file_flag; /* the first flag given that describes files, NULL: none */
 } options;
 
 typedef struct command {
     const char *name;
-    unsigned bit;        /* in flag.commands */
-    const char *about;   /* one line */
-    const char *notes;   /* after the flags in its help; may be "" */
-    const char *takes;   /* the positional argument's name in its help, NULL: it takes none */
+    unsigned bit;      /* in flag.commands */
+    const char *about; /* one line */
+    const char *notes; /* after the flags in its help; may be "" */
+    const char *takes; /* the positional argument's name in its help, NULL: it takes none */
     int (*run)(const options *o);
 } command;
 
-enum {
-    COMMAND_DEVICES = 1,
-    COMMAND_FORWARD = 2,
-    COMMAND_COMPARE = 4,
-    COMMAND_BENCH = 8,
-    COMMAND_SELFTEST = 16
-};
+enum { COMMAND_DEVICES = 1, COMMAND_FORWARD = 2, COMMAND_COMPARE = 4, COMMAND_BENCH = 8, COMMAND_SELFTEST = 16 };
 
 /* Fills o from the words after the command's name. *help is set when they ask for it. CLI_USAGE: it has said why. */
 int args_parse(const command *c, int argc, char **argv, options *o, bool *help);

@@ -1,3 +1,4 @@
+/* Errors, memory, time. */
 #include "cli.h"
 
 #include <inttypes.h>

@@ -19,7 +19,7 @@ typedef struct bench {
     clattn_forward_args args[MOST_COPIES];
     void *k[MOST_COPIES], *v[MOST_COPIES]; /* copies of K and V but the first, which is the input's own */
     int n_copies;
-    int64_t calls;
+    int64_t calls; /* so far; the next takes copy calls % n_copies */
 } bench;
 
 typedef struct timings {
@@ -102,7 +102,7 @@ static int measure(bench *b, double budget, timings *t, progress *bar)
 static double operations(const inputs *in)
 {
     const clattn_problem *p = &in->problem;
-    double pairs = 0; /* of a query row and a key that it sees, in one head of each batch entry */
+    double pairs = 0;                      /* of a query row and a key that it sees, in one head of each batch entry */
     for (int64_t i = 0; i < p->n_q; i++) { /* the problem text has no numbers per batch entry */
         const key_range r = inputs_visible(in, 0, i);
         pairs += (double)(r.end - r.first);
@@ -147,8 +147,9 @@ static void print_result(const inputs *in, const clattn_plan_info *info, const t
         print_json_text("path", path);
         print_json_text("device", device);
         print_json_text("kernel", kernel);
-        printf("\"threads\": %d, \"runs\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"gflops\": %.6g, \"gbs\": %.6g}\n",
-               info->n_threads, t->n, median, least, gflops, gbs);
+        printf(
+            "\"threads\": %d, \"runs\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"gflops\": %.6g, \"gbs\": %.6g}\n",
+            info->n_threads, t->n, median, least, gflops, gbs);
         return;
     }
     printf("%s\n%s path, %s", problem, path, kernel);
@@ -189,7 +190,8 @@ int cmd_bench(const options *opt)
     inputs in;
     void *o = NULL;    /* as the problem says */
     float *lse = NULL; /* not asked for: the peers' calls give O alone */
-    if (!opt->problem) return cli_fail(CLI_USAGE, "there is no problem: give a text such as \"f32 b1 hq8 hkv8 q512 kv512 d64\"");
+    if (!opt->problem)
+        return cli_fail(CLI_USAGE, "there is no problem: give a text such as \"f32 b1 hq8 hkv8 q512 kv512 d64\"");
     if (opt->pass == PASS_BACKWARD) return cli_fail(CLI_USAGE, "--pass backward: it is not available");
     if (opt->budget <= 0 || opt->budget > 86400)
         return cli_fail(CLI_USAGE, "--budget %g: it must be above 0 and at most 86400 seconds", opt->budget);

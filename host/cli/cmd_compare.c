@@ -51,8 +51,8 @@ static int compare(const options *o, const inputs *in, const target_list *list)
     int code = answer_make(in, "reference", &a);
     if (code) return code;
     print_head(in, &a, width);
-    printf("%-9s  %-*s  %-14s  %10s  %10s  %10s  %10s  %8s  %7s  %s\n", "reference", width, "-", "float64", "-", "-", "-",
-           "-", cli_time_text(a.seconds).text, "-", "-");
+    printf("%-9s  %-*s  %-14s  %10s  %10s  %10s  %10s  %8s  %7s  %s\n", "reference", width, "-", "float64", "-", "-",
+           "-", "-", cli_time_text(a.seconds).text, "-", "-");
     for (int i = 0; i < list->n; i++) {
         const target *t = &list->targets[i];
         outcome out;

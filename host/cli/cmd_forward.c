@@ -65,11 +65,12 @@ int cmd_forward(const options *opt)
     float *lse = NULL; /* [batch, n_heads_q, n_q] */
     memset(outputs, 0, sizeof outputs);
     if (!opt->o) return cli_fail(CLI_USAGE, "-o is missing");
-    if (opt->lse && !strcmp(opt->o, opt->lse)) return cli_fail(CLI_USAGE, "--lse %s: -o names the same file", opt->lse);
     int code = inputs_from_files(opt, &in);
     if (code) return code;
     code = output_open(&outputs[OUTPUT_O], "-o", opt->o);
     if (!code && opt->lse) code = output_open(&outputs[OUTPUT_LSE], "--lse", opt->lse);
+    if (!code && opt->lse && !strcmp(outputs[OUTPUT_O].target, outputs[OUTPUT_LSE].target))
+        code = cli_fail(CLI_USAGE, "--lse %s: it is the same file as -o %s", opt->lse, opt->o);
     if (!code) code = inputs_alloc_outputs(&in, &o, &lse);
     if (!code) code = compute(opt, &in, o, lse);
     if (!code) code = write_o(&outputs[OUTPUT_O], &in, o);

@@ -100,8 +100,7 @@ static void spoil_keys(inputs *in, unsigned what)
                     set_row(in->k, p->dtype, k, p->head_dim_qk, b, h, j, j % 2 ? (double)NAN : (double)INFINITY);
                     set_row(in->v, p->dtype, v, p->head_dim_v, b, h, j, j % 2 ? (double)INFINITY : (double)NAN);
                 }
-                if (j == seen.end - 1 && what & SEEN)
-                    set_row(in->k, p->dtype, k, p->head_dim_qk, b, h, j, (double)NAN);
+                if (j == seen.end - 1 && what & SEEN) set_row(in->k, p->dtype, k, p->head_dim_qk, b, h, j, (double)NAN);
             }
     }
 }

@@ -1,3 +1,4 @@
+/* Arithmetic in double, where every 16-bit float is exact and scaling by a power of two is too. */
 #include "convert.h"
 
 #include <math.h>
@@ -12,7 +13,7 @@ static uint16_t narrow(double x, int exponent_bits)
     int exponent;
     if (isnan(x)) return (uint16_t)(sign | infinity | 1 << (mantissa_bits - 1));
     if (isinf(x)) return (uint16_t)(sign | infinity);
-    frexp(x, &exponent); /* |x| in [2^(exponent - 1), 2^exponent) */
+    frexp(x, &exponent);                                                /* |x| in [2^(exponent - 1), 2^exponent) */
     exponent = x == 0 || exponent < 2 - bias ? 1 - bias : exponent - 1; /* subnormals share the least exponent */
     if (exponent > bias) return (uint16_t)(sign | infinity);
     /* In units of the last place; a carry out of the mantissa moves the exponent up by itself. */

@@ -1,3 +1,4 @@
+/* Files or a text -> a problem with its data. */
 #include "inputs.h"
 
 #include <inttypes.h>
@@ -51,8 +52,9 @@ static int read_tensor(const char *flag, const char *path, int layout, npy_array
                         layout == LAYOUT_BSHD ? "[batch, seq, heads, dim]" : "[batch, heads, seq, dim]");
     const sizes s = sizes_of(a, layout);
     if (s.batch < 1 || s.heads < 1 || s.dim < 1)
-        return cli_fail(CLI_USAGE, "%s %s: batch %" PRId64 ", heads %" PRId64 ", dim %" PRId64
-                        "; each must be at least 1", flag, path, s.batch, s.heads, s.dim);
+        return cli_fail(CLI_USAGE,
+                        "%s %s: batch %" PRId64 ", heads %" PRId64 ", dim %" PRId64 "; each must be at least 1", flag,
+                        path, s.batch, s.heads, s.dim);
     return CLI_OK;
 }
 
@@ -60,7 +62,8 @@ static int check_equal(const char *flag, const char *path, const char *what, int
                        int64_t there)
 {
     if (here == there) return CLI_OK;
-    return cli_fail(CLI_USAGE, "%s %s: %s is %" PRId64 ", that of %s is %" PRId64, flag, path, what, here, other, there);
+    return cli_fail(CLI_USAGE, "%s %s: %s is %" PRId64 ", that of %s is %" PRId64, flag, path, what, here, other,
+                    there);
 }
 
 static int check_agreement(const options *o, const npy_array *q, const npy_array *k, const npy_array *v)
@@ -105,7 +108,8 @@ static int read_per_batch(const char *flag, const char *path, int64_t batch, int
     int code = npy_read(flag, path, &a);
     if (code) return code;
     if (a.type != NPY_I8 && a.type != NPY_I4)
-        code = cli_fail(CLI_USAGE, "%s %s: the elements are %s; they must be i8 or i4", flag, path, npy_type_name(a.type));
+        code =
+            cli_fail(CLI_USAGE, "%s %s: the elements are %s; they must be i8 or i4", flag, path, npy_type_name(a.type));
     else if (a.rank != 1)
         code = cli_fail(CLI_USAGE, "%s %s: the array has %d dimensions; it must have 1, [batch]", flag, path, a.rank);
     else if (a.shape[0] != batch)
@@ -246,8 +250,10 @@ int inputs_from_text(const char *text, int64_t seed, inputs *in)
 int inputs_from_options(const options *o, inputs *in)
 {
     if (o->problem && o->file_flag)
-        return cli_fail(CLI_USAGE, "%s: it goes with files, and there is a problem text, '%s'", o->file_flag, o->problem);
-    if (!o->problem && !o->file_flag) return cli_fail(CLI_USAGE, "there is no problem: give a text, or --q, --k and --v");
+        return cli_fail(CLI_USAGE, "%s: it goes with files, and there is a problem text, '%s'", o->file_flag,
+                        o->problem);
+    if (!o->problem && !o->file_flag)
+        return cli_fail(CLI_USAGE, "there is no problem: give a text, or --q, --k and --v");
     return o->problem ? inputs_from_text(o->problem, o->seed, in) : inputs_from_files(o, in);
 }
 

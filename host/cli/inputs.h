@@ -8,12 +8,12 @@
 
 typedef struct inputs {
     clattn_problem problem;
-    int layout;              /* of Q, K, V and O: LAYOUT_BHSD or LAYOUT_BSHD, as problem's strides say */
-    void *q;                 /* [batch, n_heads_q, n_q, head_dim_qk], of problem.dtype */
-    void *k;                 /* [batch, n_heads_kv, n_kv, head_dim_qk] */
-    void *v;                 /* [batch, n_heads_kv, n_kv, head_dim_v] */
-    int64_t *kv_lengths;     /* [batch], NULL: the same for all */
-    int64_t *query_offsets;  /* [batch], NULL: the same for all */
+    int layout;             /* of Q, K, V and O: LAYOUT_BHSD or LAYOUT_BSHD, as problem's strides say */
+    void *q;                /* [batch, n_heads_q, n_q, head_dim_qk], of problem.dtype */
+    void *k;                /* [batch, n_heads_kv, n_kv, head_dim_qk] */
+    void *v;                /* [batch, n_heads_kv, n_kv, head_dim_v] */
+    int64_t *kv_lengths;    /* [batch], NULL: the same for all */
+    int64_t *query_offsets; /* [batch], NULL: the same for all */
 } inputs;
 
 /* The files that o names, converted to o->dtype; shapes, types and numbers checked. Every function that fails has
@@ -43,7 +43,7 @@ typedef struct key_range {
 } key_range;
 key_range inputs_visible(const inputs *in, int64_t batch, int64_t i);
 
-/* The keys that some row of a batch entry sees: the ranges move with the row, so they leave no gap but at their ends. */
+/* The keys that some row of a batch entry sees: the ranges move with the row, so they leave no gap between them. */
 key_range inputs_visible_to_any(const inputs *in, int64_t batch);
 
 #endif

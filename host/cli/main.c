@@ -7,7 +7,8 @@
 
 #define PROBLEM_NOTE                                                                                                   \
     "\nPROBLEM is one line of words, such as\n"                                                                        \
-    "    f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [offset=896] [window=256,0] [kvlen=1000] [scale=0.5] [bshd]\n" \
+    "    f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [offset=896] [window=256,0]\n"                               \
+    "    [kvlen=1000] [scale=0.5] [bshd]\n"                                                                            \
     "Its Q, K and V are random, N(0,1).\n"
 
 static const command commands[] = {
@@ -19,8 +20,8 @@ static const command commands[] = {
      NULL, cmd_forward},
     {"compare", COMMAND_COMPARE,
      "Runs every path and device on one problem, beside a float64 reference; exits 1 past the tolerance.",
-     "\nThe problem is a text, or files as in `forward`. --path, --kernel and --device leave out the other rows.\n"
-     PROBLEM_NOTE,
+     "\nThe problem is a text, or files as in `forward`. --path, --kernel and --device leave out the other "
+     "rows.\n" PROBLEM_NOTE,
      "PROBLEM", cmd_compare},
     {"bench", COMMAND_BENCH, "Times clattn_forward on one problem.", PROBLEM_NOTE, "PROBLEM", cmd_bench},
     {"selftest", COMMAND_SELFTEST, "Checks small problems on the host and on every device; exits 1 when one is wrong.",

@@ -1,3 +1,4 @@
+/* The header is checked whole before any of the data is, and the sizes before memory is asked for. */
 #include "npy.h"
 
 #include <errno.h>
@@ -146,8 +147,10 @@ const char *npy_parse_header(const char *text, size_t length, npy_array *a)
             wrong = take_type(&c, &a->type);
         } else if (!strcmp(key, "fortran_order")) {
             which = ORDER;
-            if (take_word(&c, "True")) wrong = "the array is in Fortran order; only C order is read";
-            else if (!take_word(&c, "False")) wrong = "the header's 'fortran_order' is neither True nor False";
+            if (take_word(&c, "True"))
+                wrong = "the array is in Fortran order; only C order is read";
+            else if (!take_word(&c, "False"))
+                wrong = "the header's 'fortran_order' is neither True nor False";
         } else if (!strcmp(key, "shape")) {
             which = SHAPE;
             wrong = take_shape(&c, a);
@@ -199,8 +202,8 @@ static int read_header(int fd, int64_t size, const char *flag, const char *path,
     int64_t length = start[8] | start[9] << 8;
     if (prefix == 12) length |= (int64_t)start[10] << 16 | (int64_t)start[11] << 24;
     if (length > size - prefix)
-        return cli_fail(CLI_USAGE, "%s %s: the file is truncated: %" PRId64 " bytes, the header alone has %" PRId64, flag,
-                        path, size, prefix + length);
+        return cli_fail(CLI_USAGE, "%s %s: the file is truncated: %" PRId64 " bytes, the header alone has %" PRId64,
+                        flag, path, size, prefix + length);
     if (length > MAX_HEADER)
         return cli_fail(CLI_USAGE, "%s %s: the header has %" PRId64 " bytes; at most %d are read", flag, path, length,
                         MAX_HEADER);
@@ -226,8 +229,10 @@ static int read_open_file(int fd, const char *flag, const char *path, npy_array 
     /* Before any memory is asked for: the header may promise anything. */
     const int64_t bytes = a->count * (int64_t)npy_type_size(a->type), there = s.st_size - data_at;
     if (there < bytes)
-        return cli_fail(CLI_USAGE, "%s %s: the file is truncated: the header promises %" PRId64
-                        " bytes of data, %" PRId64 " are there", flag, path, bytes, there);
+        return cli_fail(CLI_USAGE,
+                        "%s %s: the file is truncated: the header promises %" PRId64 " bytes of data, %" PRId64
+                        " are there",
+                        flag, path, bytes, there);
     if (there > bytes)
         return cli_fail(CLI_USAGE, "%s %s: the header promises %" PRId64 " bytes of data, %" PRId64 " are there", flag,
                         path, bytes, there);
@@ -259,7 +264,9 @@ bool npy_write(FILE *to, npy_type type, int rank, const int64_t *shape, const vo
                                 npy_type_name(type));
     for (int i = 0; i < rank; i++) {
         n += (size_t)snprintf(header + n, sizeof header - n, "%" PRId64 "%s", shape[i],
-                              i + 1 < rank ? ", " : rank == 1 ? "," : "");
+                              i + 1 < rank ? ", "
+                              : rank == 1  ? ","
+                                           : "");
         count *= shape[i];
     }
     n += (size_t)snprintf(header + n, sizeof header - n, "), }");

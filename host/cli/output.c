@@ -1,3 +1,4 @@
+/* Temporary files, their names, and their end. */
 #define _XOPEN_SOURCE 700
 
 #include "output.h"
@@ -68,9 +69,48 @@ static mode_t default_mode(void)
     return 0666 & ~mask;
 }
 
-int output_open(output *o, const char *flag, const char *path)
+/* The absolute name of the file that path leads to, or would make; NULL and errno. */
+static char *target_of(const char *path, bool was_there)
+{
+    if (was_there) return realpath(path, NULL);
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    char *folder = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+    char *real = folder ? realpath(folder, NULL) : NULL;
+    char *target = real && *name ? malloc(strlen(real) + 1 + strlen(name) + 1) : NULL;
+    if (target) sprintf(target, "%s/%s", real, name);
+    if (real && !*name) errno = EISDIR;
+    free(folder);
+    free(real);
+    return target;
+}
+
+/* Makes o->temporary and its file, in the target's folder. */
+static int open_temporary(output *o, mode_t mode)
 {
     static const char name[] = ".clattn-XXXXXX";
+    const size_t folder = (size_t)(strrchr(o->target, '/') - o->target) + 1;
+    char *temporary = malloc(folder + sizeof name);
+    if (!temporary) return fail(o, CLI_FAILED, errno);
+    memcpy(temporary, o->target, folder);
+    memcpy(temporary + folder, name, sizeof name);
+    const int fd = mkstemp(temporary);
+    if (fd < 0) {
+        const int error = errno;
+        free(temporary);
+        return fail(o, CLI_USAGE, error);
+    }
+    o->temporary = temporary;
+    temporaries_replace(NULL, temporary);
+    if (fchmod(fd, mode) || !(o->file = fdopen(fd, "wb"))) {
+        const int error = errno;
+        close(fd);
+        return fail(o, CLI_FAILED, error);
+    }
+    return CLI_OK;
+}
+
+int output_open(output *o, const char *flag, const char *path)
+{
     struct stat s = {.st_mode = default_mode()};
     memset(o, 0, sizeof *o);
     o->flag = flag;
@@ -79,28 +119,10 @@ int output_open(output *o, const char *flag, const char *path)
     if (o->was_there && !S_ISREG(s.st_mode))
         return cli_fail(CLI_USAGE, "%s %s: it cannot be written: it is there, and no regular file", flag, path);
     if (o->was_there && access(path, W_OK)) return fail(o, CLI_USAGE, errno);
-    o->target = o->was_there ? realpath(path, NULL) : strdup(path);
-    char *temporary = o->target ? malloc(strlen(o->target) + sizeof name) : NULL;
-    if (!temporary) return fail(o, CLI_FAILED, errno);
-    const char *slash = strrchr(o->target, '/');
-    const size_t folder = slash ? (size_t)(slash - o->target) + 1 : 0;
-    memcpy(temporary, o->target, folder);
-    memcpy(temporary + folder, name, sizeof name);
+    o->target = target_of(path, o->was_there);
+    if (!o->target) return fail(o, CLI_USAGE, errno);
     watch_ends();
-    const int fd = o->target[folder] ? mkstemp(temporary) : (errno = EISDIR, -1);
-    if (fd < 0) {
-        const int error = errno;
-        free(temporary);
-        return fail(o, CLI_USAGE, error);
-    }
-    o->temporary = temporary;
-    temporaries_replace(NULL, temporary);
-    if (fchmod(fd, s.st_mode & 0777) || !(o->file = fdopen(fd, "wb"))) {
-        const int error = errno;
-        close(fd);
-        return fail(o, CLI_FAILED, error);
-    }
-    return CLI_OK;
+    return open_temporary(o, s.st_mode & 0777);
 }
 
 int output_finish(output *o, int written)

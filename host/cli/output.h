@@ -6,7 +6,7 @@
 
 typedef struct output {
     const char *flag, *path; /* as given, for messages */
-    char *target;            /* the file that path leads to, links followed */
+    char *target;            /* absolute, links followed: equal for two paths to one file */
     char *temporary;         /* NULL: none is there */
     FILE *file;              /* write here, then output_finish */
     int was_there;           /* 1: target was there before */

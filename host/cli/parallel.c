@@ -1,3 +1,4 @@
+/* Threads that take the next index until there is none. */
 #include "parallel.h"
 
 #include <pthread.h>

@@ -1,3 +1,4 @@
+/* The thread sleeps on a condition, so that stopping never waits. */
 #include "progress.h"
 
 #include <stdio.h>

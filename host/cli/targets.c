@@ -1,3 +1,4 @@
+/* The only file of the program that opens contexts. */
 #include "targets.h"
 
 #include <ctype.h>

@@ -1,3 +1,4 @@
+/* Reference, distance and tolerance, for compare and selftest. */
 #include "verify.h"
 
 #include <math.h>
@@ -187,7 +188,7 @@ int outcome_make(const target *t, const options *o, const inputs *in, const answ
     clattn_forward_args args;
     clattn_plan_options options_of_plan;
     clattn_plan *plan = NULL;
-    void *o_data = NULL;     /* as in->problem says */
+    void *o_data = NULL; /* as in->problem says */
     float *lse_data = NULL;
     memset(out, 0, sizeof *out);
     if (!t->context) {

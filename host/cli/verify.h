@@ -6,8 +6,8 @@
 #include "targets.h"
 
 typedef struct answer {
-    double *o;          /* [batch, n_heads_q, n_q, head_dim_v], dense */
-    double *lse;        /* [batch, n_heads_q, n_q], dense */
+    double *o;             /* [batch, n_heads_q, n_q, head_dim_v], dense */
+    double *lse;           /* [batch, n_heads_q, n_q], dense */
     double max_o, max_lse; /* largest finite magnitudes */
     double seconds;
 } answer;
@@ -31,8 +31,8 @@ typedef struct outcome {
     clattn_status status; /* of the first call that failed; UNSUPPORTED: nothing is wrong, it cannot run there */
     char message[512];    /* its sentence */
     difference distance;
-    bool ok;              /* within the tolerance */
-    double seconds;       /* median of the timed runs, 0: none */
+    bool ok;        /* within the tolerance */
+    double seconds; /* median of the timed runs, 0: none */
 } outcome;
 
 /* Plans and runs in on t, and compares with a. When seconds > 0 it then runs again, at most 5 times and about as long

@@ -1,6 +1,9 @@
 /* CPU flags -> the tile's code: a ladder over a C table. */
 #include <stdlib.h>
 #include <string.h>
+#ifdef CLATTN_X86
+#include <cpuid.h>
+#endif
 
 #include "tile.h"
 
@@ -23,8 +26,10 @@ static const host_ops *const ladder[RUNG_COUNT][2] = {
 static int highest_rung(void)
 {
 #ifdef CLATTN_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    unsigned a, b, c = 0, d;
+    __builtin_cpu_init(); /* asks the operating system too; clang's does not know f16c, which is then CPUID's word */
+    const int has_f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c) {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
             return RUNG_AVX512;
