@@ -3,7 +3,8 @@
  *   load Q; m = -inf, l = 0, O = 0
  *   for each kv block that the tile's rows see:
  *       S = Q K^T * scale             summed over slices of D_SLICE columns
- *       S = -inf where hidden         only in blocks that the band cuts
+ *       S = score(S)                  softcap, ALiBi, bias, the app's function, where the problem has them
+ *       S = -inf where hidden         only in blocks that the band or the boolean mask cuts
  *       P, r = row state, updated     m' = max(m, S), P = exp2(S - m'), r = exp2(m - m'), l = l r + sum of P
  *       O = O r + P V                 summed over slices of V_SLICE keys
  *   O = O / l,  LSE = m + ln l
@@ -21,68 +22,66 @@
  *                                          +------------+
  *
  * A trial launch has n_q = 0 and one work-group; it touches no global memory. */
-#include "args.clh"
-#include "mask.clh"
-#include "config.clh"
-#include "storage.clh"
+#include "forward.clh"
 #include "tile.clh"
+#include "tile_score.clh"
 #include "q_source.clh"
 #include "kv_source.clh"
 #include "row_state.clh"
 
-WG_KERNEL void attn_fwd(__global const storage *restrict q,          /* [batch, n_heads_q,  n_q,  HEAD_DIM_QK] */
-                        __global const storage *restrict k,          /* [batch, n_heads_kv, n_kv, HEAD_DIM_QK] */
-                        __global const storage *restrict v,          /* [batch, n_heads_kv, n_kv, HEAD_DIM_V] */
-                        __global storage *restrict o,                /* [batch, n_heads_q,  n_q,  HEAD_DIM_V] */
-                        __global float *restrict lse,                /* [batch, n_heads_q,  n_q], if args.has_lse */
-                        __global const long *restrict kv_lengths,    /* [batch] */
-                        __global const long *restrict query_offsets, /* [batch] */
-                        const real scale_log2, const attn_args args)
+WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
 {
     __local real4 stage[STAGE_SIZE4];       /* slices of Q and K, [BLOCK_Q + BLOCK_KV, D_SLICE]; then of V */
     __local real4 p_tile[P_SIZE4];          /* P [BLOCK_Q, BLOCK_KV], hidden weights below zero */
     __local real4 row_part[ROW_PART_SIZE4]; /* [BLOCK_Q, WG_COLS] */
+    __local int mask_found;
     const uint lid = get_local_id(0);
     const int row = tile_row(lid), col = tile_col(lid);
 
     const attn_place at = attn_place_of(args.first_group + (i64)get_group_id(0), max_int(args.n_tiles, 1),
                                         max_int(args.n_heads_q, 1), max_int(args.gqa_group, 1));
-    const i64 kv_length = args.n_q == 0 ? 0 : kv_lengths[args.kv_lengths_at + at.batch];
-    const i64 query_offset = args.n_q == 0 ? 0 : query_offsets[args.query_offsets_at + at.batch];
-    const mask_band band = mask_band_init(query_offset, kv_length, args.n_kv, args.window_left, args.window_right);
-    const int row_first = at.tile * BLOCK_Q, row_last = min_int(row_first + BLOCK_Q, args.n_q) - 1;
-    const int j_first = mask_first(band, row_first), j_end = mask_end(band, row_last);
+    const forward_entry entry =
+        forward_entry_of(&args, at.batch, kv_lengths, query_offsets, cu_seqlens_q, cu_seqlens_kv);
+    const score_source src = score_source_of(&args, at, &entry, bias, mask, alibi_slopes, score_data, softcap);
+    const mask_band band = entry.band;
+    const int n_q = entry.n_q, row_first = at.tile * BLOCK_Q, row_last = min_int(row_first + BLOCK_Q, n_q) - 1;
+    const int j_first = mask_first(band, row_first), j_end = row_last < row_first ? 0 : mask_end(band, row_last);
 
-    q += args.q_at + at.batch * args.q_batch + at.head * args.q_head;
-    k += args.k_at + at.batch * args.k_batch + at.kv_head * args.k_head;
-    v += args.v_at + at.batch * args.v_batch + at.kv_head * args.v_head;
-    o += args.o_at + at.batch * args.o_batch + at.head * args.o_head;
-    const i64 lse_at = args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head;
+    q += args.q_at + at.batch * args.q_batch + at.head * args.q_head + entry.q_row_first * args.q_row;
+    k += args.k_at + at.batch * args.k_batch + at.kv_head * args.k_head + entry.kv_row_first * args.k_row;
+    v += args.v_at + at.batch * args.v_batch + at.kv_head * args.v_head + entry.kv_row_first * args.v_row;
+    o += args.o_at + at.batch * args.o_batch + at.head * args.o_head + entry.q_row_first * args.o_row;
+    const i64 lse_at =
+        args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head + entry.q_row_first * args.lse_row;
 
     real4 acc[TILE_M][TILE_D4]; /* this work-item's part of O [BLOCK_Q, HEAD_DIM_V] */
     row_state state;
-    q_tile_load(stage + Q_AT, q, args.q_row, row_first, args.n_q, lid);
-    row_state_init(&state);
+    q_tile_load(stage + Q_AT, q, args.q_row, row_first, n_q, lid);
+    row_state_init(&state, sink_of(&args, at, sinks), col);
     tile_zero_o(acc);
 
     for (int j0 = j_first; j0 < j_end; j0 += BLOCK_KV) {
-        const int cut = mask_cuts(band, row_first, row_last, j0, j0 + BLOCK_KV);
+        const int found = tile_mask_classify(&mask_found, &src, row_first, n_q, j0, j_end, row, col, lid);
+        if (!(found & MASK_SOME)) continue;
+        const int cut = mask_cuts(band, row_first, row_last, j0, j0 + BLOCK_KV) || (found & MASK_HIDDEN);
         real s[TILE_M][TILE_N]; /* this work-item's part of S, then P [BLOCK_Q, BLOCK_KV] */
         real rescale[TILE_M];
 
         tile_zero_s(s);
         for (int d0 = 0; d0 < HEAD_DIM_QK; d0 += D_SLICE) {
-            q_slice_load(stage + Q_AT, q, args.q_row, row_first, args.n_q, d0, lid);
+            q_slice_load(stage + Q_AT, q, args.q_row, row_first, n_q, d0, lid);
             k_slice_load(stage + K_AT, k, args.k_row, j0, j_end, d0, lid);
             barrier(CLK_LOCAL_MEM_FENCE);
             tile_matmul_nt(s, q_slice(stage + Q_AT, d0), stage + K_AT, row, col);
             barrier(CLK_LOCAL_MEM_FENCE);
         }
-        tile_scale(s, scale_log2);
+        tile_scale(s, scale);
+        tile_score(s, &src, row_first, n_q, j0, j_end, row, col);
 
-        if (cut) tile_mask(s, band, row_first, j0, -INFINITY, row, col);
+        if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, -INFINITY, row, col);
         row_state_update(&state, s, rescale, row_part, row, col);
-        if (cut) tile_mask(s, band, row_first, j0, WEIGHT_HIDDEN, row, col);
+        tile_dropout(s, &args, at, dropout_scale, row_first, j0, row, col);
+        if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, WEIGHT_HIDDEN, row, col);
         tile_share(p_tile, s, row, col);
 
         tile_scale_rows(acc, rescale);
@@ -100,7 +99,7 @@ WG_KERNEL void attn_fwd(__global const storage *restrict q,          /* [batch, 
     row_state_finish(&state, row_part, row, col);
     UNROLL_FOR (int i = 0; i < TILE_M; i++) {
         const int r = row_first + row + i * WG_ROWS;
-        if (r < args.n_q) {
+        if (r < n_q) {
             tile_store_row(o + r * args.o_row, acc[i], 1 / state.l[i], state.l[i] == 0, col);
             if (args.has_lse && col == 0) lse[lse_at + r * args.lse_row] = row_lse(state.m[i], state.l[i]);
         }

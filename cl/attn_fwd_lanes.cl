@@ -3,34 +3,31 @@
  *
  *      keys ->        left edge      open       right edge
  *   rows    +---------+.........+-------------+ \           load Q; for kv block in the keys that the tile sees:
- *    |      |         :  some   |   every     |   \             S = Q K';  S = mask(S) on the two edges
+ *    |      |         :  some   |   every     |   \             S = Q K';  S = score(S);  S = mask(S) on the edges
  *    v      |  none   :  rows   |   row sees  | some \          (P, r) = row_state_update(S)
  *           |         :   see   |   these     | rows see\       O = O r + P V
  *           +---------+.........+-------------+-----------+  O = O / l,  LSE = m + ln l
  */
-#include "args.clh"
+#include "forward.clh"
+#include "lanes_score.clh"
 #include "lanes_tile.clh"
-#include "lanes_vector.clh"
-#include "mask.clh"
 
-__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void
-attn_fwd_lanes(__global const storage *restrict q, __global const storage *restrict k,
-               __global const storage *restrict v, __global storage *restrict o, __global float *restrict lse,
-               __global const long *restrict kv_lengths, __global const long *restrict query_offsets,
-               const real scale_log2, const attn_args args)
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORWARD_PARAMETERS)
 {
     if (args.n_q == 0) return; /* a trial launch */
     const attn_place at =
         attn_place_of(args.first_group + get_group_id(0), args.n_tiles, args.n_heads_q, args.gqa_group);
-    const int row_first = at.tile * BLOCK_Q, row_last = min(row_first + BLOCK_Q, args.n_q) - 1;
-    const mask_band band =
-        mask_band_init(query_offsets[args.query_offsets_at + at.batch], kv_lengths[args.kv_lengths_at + at.batch],
-                       args.n_kv, args.window_left, args.window_right);
+    const forward_entry entry =
+        forward_entry_of(&args, at.batch, kv_lengths, query_offsets, cu_seqlens_q, cu_seqlens_kv);
+    const int n_q = entry.n_q, row_first = at.tile * BLOCK_Q, row_last = min(row_first + BLOCK_Q, n_q) - 1;
+    if (row_last < row_first) return; /* a shorter sequence than the longest */
+    const score_source src = score_source_of(&args, at, &entry, bias, mask, alibi_slopes, score_data, softcap);
+    const mask_band band = entry.band;
 
-    q += args.q_at + at.batch * args.q_batch + at.head * args.q_head;    /* [n_q, HEAD_DIM_QK] */
-    k += args.k_at + at.batch * args.k_batch + at.kv_head * args.k_head; /* [n_kv, HEAD_DIM_QK] */
-    v += args.v_at + at.batch * args.v_batch + at.kv_head * args.v_head; /* [n_kv, HEAD_DIM_V] */
-    o += args.o_at + at.batch * args.o_batch + at.head * args.o_head;    /* [n_q, HEAD_DIM_V] */
+    q += args.q_at + at.batch * args.q_batch + at.head * args.q_head + entry.q_row_first * args.q_row;
+    k += args.k_at + at.batch * args.k_batch + at.kv_head * args.k_head + entry.kv_row_first * args.k_row;
+    v += args.v_at + at.batch * args.v_batch + at.kv_head * args.v_head + entry.kv_row_first * args.v_row;
+    o += args.o_at + at.batch * args.o_batch + at.head * args.o_head + entry.q_row_first * args.o_row;
 
     vec q_tile[Q_COLUMNS * ROW_VECTORS]; /* [HEAD_DIM_QK][ROW_VECTORS] */
     vec o_tile[O_COLUMNS * ROW_VECTORS]; /* [HEAD_DIM_V][ROW_VECTORS], unnormalised */
@@ -39,32 +36,39 @@ attn_fwd_lanes(__global const storage *restrict q, __global const storage *restr
     real decoded[DECODED_SIZE]; /* [BLOCK_KV][HEAD_DIM] of K or V, when they are stored in 16 bits */
     i64 pitch;
 
-    q_load(q_tile, q, args.q_row, row_first, args.n_q, scale_log2);
+    q_load(q_tile, q, args.q_row, row_first, n_q, scale);
     for (int i = 0; i < O_COLUMNS * ROW_VECTORS; i++) o_tile[i] = (vec)(0);
+    const real sink = sink_of(&args, at, sinks); /* a logit without a value */
     for (int r = 0; r < ROW_VECTORS; r++) {
-        m[r] = (vec)(-INFINITY);
-        l[r] = (vec)(0);
+        m[r] = (vec)(sink);
+        l[r] = (vec)(sink == -INFINITY ? 0 : 1);
     }
 
     const int end = mask_end(band, row_last), open = min(mask_first(band, row_last), end);
     const int edge = max(open, mask_end(band, row_first)); /* every row sees the keys of [open, edge) */
     for (int j0 = mask_first(band, row_first), n; j0 < end; j0 += n) {
-        const int masked = j0 < open || j0 >= edge;
+        int masked = j0 < open || j0 >= edge;
         n = min(j0 < open ? min(open - j0, BLOCK_KV)
                 : masked  ? min(LANES, BLOCK_KV)
                           : min(edge - j0, BLOCK_KV),
                 end - j0);
+        const int found = mask_classify(&src, row_first, n_q, j0, n);
+        if (!(found & MASK_SOME)) continue;
+        masked |= found & MASK_HIDDEN;
 
         BLOCK_SPACE const real *k_block = block_load(decoded, k + j0 * args.k_row, args.k_row, &pitch, n, HEAD_DIM_QK);
         scores(s, q_tile, k_block, pitch, n);
-        if (masked) mask(s, band, row_first, j0, n);
+        score(s, &src, row_first, n_q, j0, n);
+        if (masked) mask_hidden(s, band, &src, row_first, n_q, j0, n);
         row_state_update(m, l, rescale, s, n);
+        dropout(s, &args, at, dropout_scale, row_first, j0, n);
         BLOCK_SPACE const real *v_block = block_load(decoded, v + j0 * args.v_row, args.v_row, &pitch, n, HEAD_DIM_V);
-        accumulate(o_tile, rescale, s, v_block, pitch, n, band, row_first, j0, masked);
+        accumulate(o_tile, rescale, s, v_block, pitch, n, band, &src, row_first, n_q, j0, masked);
     }
 
-    o_store(o, args.o_row, o_tile, l, row_first, args.n_q);
+    o_store(o, args.o_row, o_tile, l, row_first, n_q);
     if (args.has_lse)
-        lse_store(lse + args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head, args.lse_row, m, l,
-                  row_first, args.n_q);
+        lse_store(lse + args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head +
+                      entry.q_row_first * args.lse_row,
+                  args.lse_row, m, l, row_first, n_q);
 }

@@ -105,12 +105,6 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
 
 /* ---- forward */
 
-static clattn_status check_on_host(const char *name, const clattn_buffer *b)
-{
-    RETURN_IF(b->mem, INVALID_ARGUMENT, "args.%s is a cl_mem; clattn_forward takes host pointers", name);
-    return CLATTN_STATUS_SUCCESS;
-}
-
 static clattn_status run(const clattn_plan *plan, const clattn_forward_args *args)
 {
     if (plan->path == CLATTN_PATH_HOST)
@@ -133,11 +127,7 @@ static clattn_status run_logged(const clattn_plan *plan, const clattn_forward_ar
 
 static clattn_status forward(const clattn_plan *plan, const clattn_forward_args *args)
 {
-    FORWARD(clattn__problem_check_args(&plan->problem, args));
-    for (tensor_name i = 0; i < TENSOR_COUNT; i++)
-        FORWARD(check_on_host(clattn__tensor_names[i], clattn__args_buffer(args, i)));
-    FORWARD(check_on_host("kv_lengths", &args->kv_lengths));
-    FORWARD(check_on_host("query_offsets", &args->query_offsets));
+    FORWARD(clattn__problem_check_host_args(&plan->problem, args));
     return clattn__log_wants(plan->context, LOG_RUN) ? run_logged(plan, args) : run(plan, args);
 }
 
@@ -152,8 +142,12 @@ clattn_status clattn_attention(clattn_context *context, const clattn_problem *gi
 {
     problem p;
     FORWARD(clattn__problem_make(given, &p));
-    RETURN_IF(p.kv_length_per_batch || p.query_offset_per_batch, INVALID_ARGUMENT,
-              "the problem asks for per-batch lengths or offsets; clattn_attention takes none: make a plan");
+    for (tensor_name i = TENSOR_BIAS; i < TENSOR_COUNT; i++)
+        RETURN_IF(p.tensor[i].size, INVALID_ARGUMENT,
+                  "the problem needs args.%s; clattn_attention takes none: make a plan", clattn__tensor_names[i]);
+    RETURN_IF(p.score_function.source || p.score_function.host || p.dropout > 0, INVALID_ARGUMENT,
+              "the problem has %s; clattn_attention takes none: make a plan",
+              p.dropout > 0 ? "dropout" : "a score function");
     clattn_forward_args args;
     clattn_forward_args_init(&args);
     args.q = clattn_host_buffer(q);
@@ -168,4 +162,36 @@ clattn_status clattn_attention(clattn_context *context, const clattn_problem *gi
     const clattn_status status = forward(plan, &args);
     clattn__plan_drop(plan);
     return status;
+}
+
+/* ---- looking at what happens inside */
+
+clattn_status clattn_scores(const clattn_problem *given, const clattn_forward_args *args, clattn_score_step step,
+                            int64_t batch, int64_t head, float *scores)
+{
+    problem p;
+    clattn_forward_args inputs;
+    RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
+    RETURN_IF(!scores, INVALID_ARGUMENT, "scores is NULL");
+    FORWARD(clattn__problem_make(given, &p));
+    inputs = *args;
+    inputs.o = inputs.lse = clattn_host_buffer(NULL);
+    p.tensor[TENSOR_O].bytes = 0; /* nothing is written there */
+    FORWARD(clattn__problem_check_host_args(&p, &inputs));
+    RETURN_IF(step < CLATTN_SCORE_SCALED || step > CLATTN_SCORE_PROBS, INVALID_ARGUMENT,
+              "step is %d; it must be one of clattn_score_step", (int)step);
+    RETURN_IF(batch < 0 || batch >= p.batch, INVALID_ARGUMENT, "batch is %lld; the problem has %lld", (long long)batch,
+              (long long)p.batch);
+    RETURN_IF(head < 0 || head >= p.n_heads_q, INVALID_ARGUMENT, "head is %lld; the problem has %lld", (long long)head,
+              (long long)p.n_heads_q);
+    return clattn__host_scores(&p, &inputs, step, batch, head, scores);
+}
+
+clattn_status clattn_dropout_mask(const clattn_problem *given, uint64_t seed, uint64_t offset, uint8_t *keep)
+{
+    problem p;
+    FORWARD(clattn__problem_make(given, &p));
+    RETURN_IF(!keep && p.n_q && p.n_kv, INVALID_ARGUMENT, "keep is NULL");
+    clattn__host_dropout_mask(&p, seed, offset, keep);
+    return CLATTN_STATUS_SUCCESS;
 }

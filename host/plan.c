@@ -92,6 +92,10 @@ clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options
                  clattn_kernel_name(o->kernel));
         return path;
     }
+    if (p->score_function.source && !p->score_function.host) {
+        text_add(why, "path device: score_function.host is NULL\n");
+        return CLATTN_PATH_DEVICE;
+    }
     if (p->n_q <= HOST_ROWS_MAX && p->n_kv <= HOST_ROWS_MAX) {
         text_add(why, "path host: n_q %" PRId64 " and n_kv %" PRId64 " are at most %d\n", p->n_q, p->n_kv,
                  HOST_ROWS_MAX);
@@ -126,6 +130,8 @@ static int64_t block_of(int64_t asked, int64_t automatic, int64_t sequence, int6
 clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, int n_threads, host_plan *plan)
 {
     FORWARD(check_reach(p));
+    RETURN_IF(p->score_function.source && !p->score_function.host, UNSUPPORTED,
+              "score_function.host is NULL; the host path needs it");
     plan->ops = clattn__host_ops(p->dtype);
     plan->block_q = (int)block_of(o->block_q, plan->ops->block_q, p->n_q, 1, plan->ops->block_q);
     plan->block_kv = (int)block_of(o->block_kv, plan->ops->block_kv, p->n_kv, 1, 4096);
@@ -190,7 +196,8 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
     c->axes[AXIS_V_SLICE] = t.v_slice;
     c->axes[AXIS_Q_RESIDENT] = t.q_resident;
     c->work_group_size = t.wg_size;
-    c->local_bytes = clattn__tile_local_bytes(&t, p->head_dim_qk, p->head_dim_v);
+    c->local_bytes =
+        clattn__tile_local_bytes(&t, p->head_dim_qk, p->head_dim_v) + (int64_t)sizeof(int32_t) * p->has_mask;
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -198,21 +205,32 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
                                   device_choice *c)
 {
     FORWARD(check_reach(p));
-    RETURN_IF(p->dtype == CLATTN_DTYPE_F64 && !d->has_fp64, UNSUPPORTED, "dtype is f64; %s has no fp64", d->name);
+    RETURN_IF((p->dtype == CLATTN_DTYPE_F64 || p->bias_dtype == CLATTN_DTYPE_F64) && !d->has_fp64, UNSUPPORTED,
+              "%s is f64; %s has no fp64", p->dtype == CLATTN_DTYPE_F64 ? "dtype" : "bias.dtype", d->name);
+    RETURN_IF(p->score_function.host && !p->score_function.source, UNSUPPORTED,
+              "score_function.source is NULL; the device path needs it");
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
         const tensor_shape *t = &p->tensor[i];
-        int64_t elements, bytes;
-        const bool overflows = __builtin_mul_overflow(t->batch * t->heads, t->seq * t->dim, &elements) ||
-                               __builtin_mul_overflow(elements, (int64_t)t->size, &bytes);
-        RETURN_IF(overflows || bytes > d->max_alloc_bytes, UNSUPPORTED,
+        const int64_t bytes = clattn__tensor_copy_bytes(t);
+        RETURN_IF(bytes > d->max_alloc_bytes, UNSUPPORTED,
                   "%s has %" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64 " elements; %s allocates at most %" PRId64
                   " bytes at once",
-                  clattn__tensor_names[i], t->batch, t->heads, t->seq, t->dim, d->name, d->max_alloc_bytes);
+                  clattn__tensor_names[i], t->count[0], t->count[1], t->count[2], t->count[3], d->name,
+                  d->max_alloc_bytes);
     }
     memset(c, 0, sizeof *c);
     c->axes[AXIS_STORAGE] = (int)p->dtype;
     c->axes[AXIS_HEAD_DIM_QK] = (int)p->head_dim_qk;
     c->axes[AXIS_HEAD_DIM_V] = (int)p->head_dim_v;
+    c->axes[AXIS_BIAS] = (int)p->bias_dtype;
+    c->axes[AXIS_MASK] = p->has_mask;
+    c->axes[AXIS_SOFTCAP] = p->softcap > 0;
+    c->axes[AXIS_ALIBI] = p->alibi != CLATTN_ALIBI_NONE;
+    c->axes[AXIS_SCORE_FN] = p->score_function.source != NULL;
+    c->axes[AXIS_SINKS] = p->has_sinks;
+    c->axes[AXIS_DROPOUT] = p->dropout > 0;
+    c->axes[AXIS_VARLEN] = p->varlen;
+    c->score_source = p->score_function.source;
     /* AUTO on a CPU device: the lanes kernel, and should that fail the tiles of the other. */
     const bool lanes_first =
         o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES ||

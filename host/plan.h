@@ -29,12 +29,19 @@ typedef struct device_choice {
     clattn_kernel kernel;
     int axes[AXIS_COUNT];
     int64_t work_group_size, local_bytes;
+    const char *score_source; /* the app's score function, or NULL; owned by the plan */
 } device_choice;
 
 /* The device's kernel for a clattn_kernel of AUTO. */
 clattn_kernel clattn__plan_device_kernel(const device_profile *device);
 
 clattn_status clattn__plan_check_options(const clattn_plan_options *options);
+
+/* Something happens to the scores before the mask: kernels get the softmax scale without log2(e). */
+static inline bool problem_is_scored(const problem *p)
+{
+    return p->softcap > 0 || p->alibi || p->bias_dtype || p->score_function.host || p->score_function.source;
+}
 
 /* HOST, DEVICE, or AUTO: "device if there is one that can". */
 clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options *options, text *why);

@@ -27,6 +27,8 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
         status = clattn__device_plan_create(d, plan->context, &plan->problem, &plan->choice, &plan->device_plan);
         if (status == CLATTN_STATUS_SUCCESS) break;
         if (status != CLATTN_STATUS_BUILD_FAILED && status != CLATTN_STATUS_UNSUPPORTED) return status;
+        if (status == CLATTN_STATUS_BUILD_FAILED && plan->choice.score_source)
+            return status; /* most likely the app's */
         failed = status;
         text_add(why, "refused: %s\n", last_sentence());
     }
@@ -72,7 +74,7 @@ static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *optio
         plan->path = CLATTN_PATH_DEVICE;
         if (status != CLATTN_STATUS_SUCCESS) {
             const bool may_fall_back = status == CLATTN_STATUS_NO_DEVICE || status == CLATTN_STATUS_UNSUPPORTED ||
-                                       status == CLATTN_STATUS_BUILD_FAILED;
+                                       (status == CLATTN_STATUS_BUILD_FAILED && !plan->problem.score_function.source);
             if (wanted == CLATTN_PATH_DEVICE || !may_fall_back) return status;
             text_add(why, "path host: %s\n", last_sentence());
             FORWARD(prepare_host(plan, options, why));

@@ -7,15 +7,33 @@
 
 #include <clattn/types.h>
 
-typedef enum tensor_name { TENSOR_Q, TENSOR_K, TENSOR_V, TENSOR_O, TENSOR_LSE, TENSOR_COUNT } tensor_name;
+/* Everything that args may hold, in the order of the kernels' arguments. */
+#define TENSOR_MAP(XX)                                                                                                 \
+    XX(Q, q)                                                                                                           \
+    XX(K, k)                                                                                                           \
+    XX(V, v) XX(O, o) XX(LSE, lse) XX(BIAS, bias) XX(MASK, mask) XX(ALIBI, alibi_slopes) XX(SINKS, sinks)              \
+        XX(SCORE_DATA, score_data) XX(KV_LENGTHS, kv_lengths) XX(QUERY_OFFSETS, query_offsets) XX(CU_Q, cu_seqlens_q)  \
+            XX(CU_KV, cu_seqlens_kv)
 
-/* [batch, heads, seq, dim] of elements of `size` bytes; the last dimension contiguous. */
+typedef enum tensor_name {
+#define TENSOR_ENUM(name, field) TENSOR_##name,
+    TENSOR_MAP(TENSOR_ENUM)
+#undef TENSOR_ENUM
+        TENSOR_COUNT
+} tensor_name;
+
+/* Four dimensions of elements of `size` bytes: [batch, heads, seq, dim], or [batch, heads, n_q, n_kv] for what stands beside
+ * the scores, or [n] as the last. */
 typedef struct tensor_shape {
-    int64_t batch, heads, seq, dim;
-    clattn_strides strides;
+    int64_t count[4], stride[4]; /* elements */
     size_t size;
-    int64_t bytes; /* from element [0, 0, 0, 0] to the end of the last; 0 when empty */
+    int64_t bytes; /* from element [0, 0, 0, 0] to the end of the last; 0 when empty or not part of the problem */
 } tensor_shape;
+
+static inline int64_t tensor_at(const tensor_shape *t, int64_t a, int64_t b, int64_t c)
+{
+    return a * t->stride[0] + b * t->stride[1] + c * t->stride[2];
+}
 
 typedef struct problem {
     clattn_dtype dtype;
@@ -25,18 +43,44 @@ typedef struct problem {
     int64_t window_left, window_right; /* below 0: no bound */
     int64_t query_offset, kv_length;   /* of every batch entry, unless given per batch */
     int query_offset_per_batch, kv_length_per_batch;
+    double softcap, dropout;
+    clattn_dtype bias_dtype; /* 0: none */
+    int alibi, has_mask, has_sinks, varlen;
+    int64_t total_q, total_kv;
+    clattn_score_function score_function;
 } problem;
+
+/* One batch entry (or sequence), with the numbers that calls may change put in. */
+typedef struct problem_entry {
+    int64_t n_q, n_kv, kv_length, query_offset;
+    int64_t row_q, row_kv; /* varlen: its first row and key in the packed tensors; else 0 */
+} problem_entry;
+
+/* Bytes of a copy that keeps what the tensor's strides broadcast but has no gaps; INT64_MAX past 63 bits. */
+int64_t clattn__tensor_copy_bytes(const tensor_shape *t);
+
+/* That copy's strides. */
+void clattn__tensor_copy_strides(const tensor_shape *t, int64_t stride[4]);
 
 extern const char *const clattn__tensor_names[TENSOR_COUNT];
 
 /* The only place that rejects a description. */
 clattn_status clattn__problem_make(const clattn_problem *given, problem *p);
 
-/* Rejects args that p cannot run with, wherever the buffers lie: missing ones, misplaced offsets, and per-batch numbers
- * that lie in host memory. */
+/* Rejects args that p cannot run with, wherever the buffers lie: missing ones, misplaced offsets, and numbers that lie in
+ * host memory. */
 clattn_status clattn__problem_check_args(const problem *p, const clattn_forward_args *args);
+
+/* clattn__problem_check_args, and every buffer must be a host pointer. */
+clattn_status clattn__problem_check_host_args(const problem *p, const clattn_forward_args *args);
 
 /* The buffer of args that holds a tensor. */
 const clattn_buffer *clattn__args_buffer(const clattn_forward_args *args, tensor_name name);
+
+/* Its first element in host memory; NULL when absent. */
+void *clattn__args_host(const clattn_forward_args *args, tensor_name name);
+
+/* Batch entry b of host args. */
+problem_entry clattn__problem_entry(const problem *p, const clattn_forward_args *args, int64_t b);
 
 #endif

@@ -1,60 +1,99 @@
 #include "run.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
 #include "../../cl/args.clh"
+#include "../../cl/dropout.clh"
 #include "../error.h"
+#include "../plan.h"
 
 /* One call. Tiles are handed out one by one from a counter; worker w uses the w-th part of work. */
 typedef struct forward_job {
     const host_plan *plan;
     const problem *p;
     const clattn_forward_args *args;
-    const int64_t *kv_lengths, *query_offsets; /* [batch] or NULL */
     char *work;
     size_t work_bytes; /* of one worker */
-    int tiles;         /* of one head */
+    philox_block dropout_key;
+    int tiles; /* of one head */
     int64_t n_items;
     _Atomic int64_t next;
 } forward_job;
 
-/* Element [batch, head, 0, 0] of a tensor. */
-static void *head_of(const forward_job *job, tensor_name name, int batch, int head)
+/* Element [a, b, c, 0] of a tensor; NULL when absent. */
+static void *tensor_place(const forward_job *job, tensor_name name, int64_t a, int64_t b, int64_t c)
 {
-    const clattn_buffer *b = clattn__args_buffer(job->args, name);
     const tensor_shape *t = &job->p->tensor[name];
-    if (!b->host) return NULL;
-    return (char *)b->host + b->offset + (batch * t->strides.batch + head * t->strides.head) * (int64_t)t->size;
+    char *data = clattn__args_host(job->args, name);
+    return data ? data + tensor_at(t, a, b, c) * (int64_t)t->size : NULL;
 }
 
-static void tile_run(const forward_job *job, int64_t item, void *work)
+static float number_of(const forward_job *job, tensor_name name, int64_t at)
+{
+    return ((const float *)clattn__args_host(job->args, name))[at];
+}
+
+/* Query tile `index` of a head, counted from the first row; the last ends with the last row. */
+static host_tile tile_make(const forward_job *job, int batch, int head, int index, const problem_entry *e)
 {
     const problem *p = job->p;
-    const attn_place at = attn_place_of(item, job->tiles, (int)p->n_heads_q, (int)p->gqa_group);
-    const int block_q = job->plan->block_q, row_end = (int)p->n_q - (job->tiles - 1 - at.tile) * block_q;
-    const int64_t offset = job->query_offsets ? job->query_offsets[at.batch] : p->query_offset;
-    const int64_t length = job->kv_lengths ? job->kv_lengths[at.batch] : p->kv_length;
+    const tensor_shape *t = p->tensor;
+    const int block_q = job->plan->block_q, tiles = (int)((e->n_q + block_q - 1) / block_q);
+    const int row_end = (int)e->n_q - (tiles - 1 - index) * block_q;
+    const int kv_head = (int)(head / p->gqa_group), entry = p->varlen ? 0 : batch;
+    const int64_t slope_row = p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? batch * p->n_heads_q : 0;
     const host_tile tile = {
-        .q = head_of(job, TENSOR_Q, at.batch, at.head),
-        .k = head_of(job, TENSOR_K, at.batch, at.kv_head),
-        .v = head_of(job, TENSOR_V, at.batch, at.kv_head),
-        .o = head_of(job, TENSOR_O, at.batch, at.head),
-        .lse = head_of(job, TENSOR_LSE, at.batch, at.head),
-        .q_row = p->tensor[TENSOR_Q].strides.seq,
-        .k_row = p->tensor[TENSOR_K].strides.seq,
-        .v_row = p->tensor[TENSOR_V].strides.seq,
-        .o_row = p->tensor[TENSOR_O].strides.seq,
-        .lse_row = p->tensor[TENSOR_LSE].strides.seq,
+        .q = tensor_place(job, TENSOR_Q, entry, head, e->row_q),
+        .k = tensor_place(job, TENSOR_K, entry, kv_head, e->row_kv),
+        .v = tensor_place(job, TENSOR_V, entry, kv_head, e->row_kv),
+        .o = tensor_place(job, TENSOR_O, entry, head, e->row_q),
+        .lse = tensor_place(job, TENSOR_LSE, entry, head, e->row_q),
+        .q_row = t[TENSOR_Q].stride[2],
+        .k_row = t[TENSOR_K].stride[2],
+        .v_row = t[TENSOR_V].stride[2],
+        .o_row = t[TENSOR_O].stride[2],
+        .lse_row = t[TENSOR_LSE].stride[2],
         .dtype = p->dtype,
         .head_dim_qk = (int)p->head_dim_qk,
         .head_dim_v = (int)p->head_dim_v,
         .row_first = max_int(0, row_end - block_q),
         .row_end = row_end,
         .block_kv = job->plan->block_kv,
-        .band = mask_band_init(offset, length, (int)p->n_kv, p->window_left, p->window_right),
+        .band = mask_band_init(e->query_offset, e->kv_length, (int)e->n_kv, p->window_left, p->window_right),
         .scale = p->scale,
+        .has_score = p->softcap > 0 || p->alibi || p->bias_dtype || p->score_function.host,
+        .softcap = p->softcap,
+        .slope = p->alibi ? (double)number_of(job, TENSOR_ALIBI, slope_row + head) : 0,
+        .query_offset = e->query_offset,
+        .bias = p->bias_dtype ? tensor_place(job, TENSOR_BIAS, batch, head, 0) : NULL,
+        .bias_dtype = p->bias_dtype,
+        .bias_q = t[TENSOR_BIAS].stride[2],
+        .bias_kv = t[TENSOR_BIAS].stride[3],
+        .score_function = p->score_function.host,
+        .score_data = clattn__args_host(job->args, TENSOR_SCORE_DATA),
+        .mask = p->has_mask ? tensor_place(job, TENSOR_MASK, batch, head, 0) : NULL,
+        .mask_q = t[TENSOR_MASK].stride[2],
+        .mask_kv = t[TENSOR_MASK].stride[3],
+        .has_sink = p->has_sinks,
+        .sink = p->has_sinks ? (double)number_of(job, TENSOR_SINKS, head) : 0,
+        .dropout = p->dropout,
+        .dropout_key0 = job->dropout_key.x[0],
+        .dropout_key1 = job->dropout_key.x[1],
+        .batch = batch,
+        .head = head,
+        .n_heads_q = p->n_heads_q,
     };
+    return tile;
+}
+
+static void tile_run(const forward_job *job, int64_t item, void *work)
+{
+    const attn_place at = attn_place_of(item, job->tiles, (int)job->p->n_heads_q, (int)job->p->gqa_group);
+    const problem_entry entry = clattn__problem_entry(job->p, job->args, at.batch);
+    if ((int64_t)at.tile * job->plan->block_q >= entry.n_q) return; /* a shorter sequence than the longest */
+    const host_tile tile = tile_make(job, at.batch, at.head, at.tile, &entry);
     job->plan->ops->tile_forward(&tile, work);
 }
 
@@ -68,9 +107,15 @@ static void worker(void *argument, size_t w)
     }
 }
 
-static const int64_t *per_batch(const clattn_buffer *b)
+static philox_block dropout_key(uint64_t seed, uint64_t offset)
 {
-    return (const int64_t *)(const void *)((const char *)b->host + b->offset);
+    return philox((u32)offset, (u32)(offset >> 32), 0, 0, (u32)seed, (u32)(seed >> 32));
+}
+
+static size_t work_bytes_of(const host_plan *plan, const problem *p)
+{
+    const size_t bytes = plan->ops->work_bytes((int)p->head_dim_qk, (int)p->head_dim_v, plan->block_kv, p->dtype);
+    return (bytes + 63) / 64 * 64;
 }
 
 /* Below this many multiply-adds a thread costs more to wake than it saves. */
@@ -84,8 +129,7 @@ clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host
     job.tiles = (int)((p->n_q + plan->block_q - 1) / plan->block_q);
     job.n_items = p->batch * p->n_heads_q * job.tiles;
     if (job.n_items == 0) return CLATTN_STATUS_SUCCESS;
-    if (p->kv_length_per_batch) job.kv_lengths = per_batch(&args->kv_lengths);
-    if (p->query_offset_per_batch) job.query_offsets = per_batch(&args->query_offsets);
+    job.dropout_key = dropout_key(args->dropout_seed, args->dropout_offset);
 
     const double work = (double)p->batch * (double)p->n_heads_q * (double)p->n_q * (double)p->n_kv *
                         (double)(p->head_dim_qk + p->head_dim_v);
@@ -94,8 +138,7 @@ clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host
     if (work < least_work_of_thread * (double)n_workers) n_workers = (int64_t)(work / least_work_of_thread);
     if (n_workers < 1) n_workers = 1;
 
-    const size_t bytes = plan->ops->work_bytes((int)p->head_dim_qk, (int)p->head_dim_v, plan->block_kv, p->dtype);
-    job.work_bytes = (bytes + 63) / 64 * 64;
+    job.work_bytes = work_bytes_of(plan, p);
     const size_t all = job.work_bytes * (size_t)n_workers;
     job.work = all <= sizeof small_work ? small_work : aligned_alloc(64, all);
     RETURN_IF(!job.work, OUT_OF_HOST_MEMORY, "no room for %zu bytes of work space", all);
@@ -105,4 +148,51 @@ clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host
         clattn__threads_run(threads, (size_t)n_workers, worker, &job);
     if (job.work != small_work) free(job.work);
     return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__host_scores(const problem *p, const clattn_forward_args *args, clattn_score_step step,
+                                  int64_t batch, int64_t head, float *scores)
+{
+    host_plan plan;
+    clattn_plan_options options;
+    clattn_plan_options_init(&options);
+    FORWARD(clattn__plan_host(p, &options, 1, &plan));
+    forward_job job = {.plan = &plan, .p = p, .args = args, .work_bytes = work_bytes_of(&plan, p)};
+    const problem_entry entry = clattn__problem_entry(p, args, batch);
+    const size_t o_bytes = (size_t)(entry.n_q * p->head_dim_v) * clattn_dtype_size(p->dtype);
+    float *lse = malloc(sizeof *lse * (size_t)entry.n_q + 1); /* [n_q] */
+    void *o = malloc(o_bytes + 1);                            /* [n_q, head_dim_v] */
+    job.work = aligned_alloc(64, job.work_bytes);
+    for (int64_t i = 0; lse && o && job.work && i * plan.block_q < entry.n_q; i++) {
+        host_tile tile = tile_make(&job, (int)batch, (int)head, (int)i, &entry);
+        tile.o = o;
+        tile.o_row = p->head_dim_v;
+        tile.lse = lse;
+        tile.lse_row = 1;
+        if (step == CLATTN_SCORE_PROBS) plan.ops->tile_forward(&tile, job.work);
+        plan.ops->tile_scores(&tile, job.work, step, (int)entry.n_kv, scores);
+    }
+    const bool done = lse && o && job.work;
+    for (int64_t i = 0; done && step == CLATTN_SCORE_PROBS && i < entry.n_q; i++)
+        for (int64_t j = 0; j < entry.n_kv; j++) {
+            float *s = &scores[i * entry.n_kv + j];
+            *s = *s == -INFINITY ? 0 : expf(*s - lse[i]);
+        }
+    free(job.work);
+    free(lse);
+    free(o);
+    RETURN_IF(!done, OUT_OF_HOST_MEMORY, "no room for %zu bytes of work space", job.work_bytes + o_bytes);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+void clattn__host_dropout_mask(const problem *p, uint64_t seed, uint64_t offset, uint8_t *keep)
+{
+    const philox_block key = dropout_key(seed, offset);
+    const u32 threshold = (u32)(p->dropout * 4294967296.0);
+    for (int64_t row = 0; row < p->batch * p->n_heads_q * p->n_q; row++)
+        for (int64_t j = 0; j < p->n_kv; j++) {
+            const u64 batch_head = (u64)(row / p->n_q);
+            const philox_block block = dropout_block(key.x[0], key.x[1], batch_head, (int)(row % p->n_q), (int)j);
+            keep[row * p->n_kv + j] = (uint8_t)dropout_keeps(block, (int)j, threshold);
+        }
 }

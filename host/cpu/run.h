@@ -16,4 +16,11 @@ typedef struct host_plan {
 clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host_threads *threads,
                                    const clattn_forward_args *args);
 
+/* Scores [n_q, n_kv] of one head at a step, on one thread. args: host pointers, checked; o is not used. */
+clattn_status clattn__host_scores(const problem *p, const clattn_forward_args *args, clattn_score_step step,
+                                  int64_t batch, int64_t head, float *scores);
+
+/* keep [batch, n_heads_q, n_q, n_kv]: 1 where dropout keeps. */
+void clattn__host_dropout_mask(const problem *p, uint64_t seed, uint64_t offset, uint8_t *keep);
+
 #endif

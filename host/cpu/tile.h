@@ -2,10 +2,11 @@
 #ifndef CLATTN_CPU_TILE_H
 #define CLATTN_CPU_TILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include <clattn/types.h>
+#include <clattn/clattn.h>
 
 #include "../../cl/mask.clh"
 
@@ -21,6 +22,25 @@ typedef struct host_tile {
     int block_kv;
     mask_band band;
     double scale;
+
+    bool has_score; /* any of the next lines: scores take the long way */
+    double softcap; /* 0: none */
+    double slope;   /* ALiBi's, 0: none */
+    int64_t query_offset;
+    const void *bias; /* [n_q, n_kv] or NULL */
+    clattn_dtype bias_dtype;
+    int64_t bias_q, bias_kv; /* strides */
+    clattn_score_fn *score_function;
+    const void *score_data;
+
+    const uint8_t *mask; /* [n_q, n_kv] or NULL */
+    int64_t mask_q, mask_kv;
+
+    bool has_sink;
+    double sink;
+    double dropout;
+    uint32_t dropout_key0, dropout_key1;
+    int64_t batch, head, n_heads_q; /* for the score function and dropout */
 } host_tile;
 
 /* One instruction set's code for f32 accumulation (f32, f16, bf16) or f64. */
@@ -29,6 +49,8 @@ typedef struct host_ops {
     int block_q, block_kv; /* most rows of a tile; keys of a kv block that suit the caches */
     size_t (*work_bytes)(int head_dim_qk, int head_dim_v, int block_kv, clattn_dtype dtype);
     void (*tile_forward)(const host_tile *tile, void *work); /* work: aligned to 64 bytes */
+    /* Scores of the tile's rows at a step before the softmax, natural units, to scores [n_q, n_kv] of the whole head. */
+    void (*tile_scores)(const host_tile *tile, void *work, clattn_score_step step, int n_kv, float *scores);
 } host_ops;
 
 /* The widest set that this processor has and CLATTN_CPU ("avx512", "avx2", "portable") does not mask. */

@@ -133,4 +133,24 @@ INLINE vec vec_exp2(vec x)
     UNROLL_FOR (int i = 1; i < (int)(sizeof factor / sizeof factor[0]); i++) p = vec_fma(p, f, vec_all(factor[i]));
     return p * (vec)((ivec)t << MANTISSA);
 }
+
+INLINE vec vec_abs(vec x) { return vec_select(x < 0, -x, x); }
+
+/* f32: odd polynomial below 0.625 (S. Moshier's Cephes, tanhf), else from 2^(-2 |x| log2 e), which keeps 1 ulp of 1. */
+INLINE vec vec_tanh(vec x)
+{
+#if REAL_BITS == 32
+    const vec a = vec_abs(x), z = x * x;
+    vec p = vec_all(-5.70498872745e-3f);
+    p = vec_fma(p, z, vec_all(2.06390887954e-2f));
+    p = vec_fma(p, z, vec_all(-5.37397155531e-2f));
+    p = vec_fma(p, z, vec_all(1.33314422036e-1f));
+    p = vec_fma(p, z, vec_all(-3.33332819422e-1f));
+    const vec e = vec_exp2(a * -2.88539008f), large = (1 - e) / (1 + e);
+    return vec_select(a < 0.625f, vec_fma(p * z, x, x), vec_select(x < 0, -large, large));
+#else
+    for (int i = 0; i < LANES; i++) x[i] = __builtin_tanh(x[i]);
+    return x;
+#endif
+}
 #endif

@@ -97,25 +97,13 @@ clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_command_queue q
     launch_buffers b = {0};
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
         const clattn_buffer *given = clattn__args_buffer(args, i);
-        FORWARD(check_mem(d, clattn__tensor_names[i], given, p->tensor[i].bytes, i >= TENSOR_O));
-        b.tensor[i] = given->mem;
-        b.at[i] = (int64_t)(given->offset / p->tensor[i].size);
+        const tensor_shape *t = &p->tensor[i];
+        FORWARD(check_mem(d, clattn__tensor_names[i], given, t->bytes, i == TENSOR_O || i == TENSOR_LSE));
+        b.tensor[i] = t->size ? given->mem : NULL;
+        b.at[i] = t->size ? (int64_t)(given->offset / t->size) : 0;
     }
-    const int64_t numbers = p->batch * (int64_t)sizeof(int64_t);
-    FORWARD(check_mem(d, "kv_lengths", &args->kv_lengths, p->kv_length_per_batch ? numbers : 0, false));
-    FORWARD(check_mem(d, "query_offsets", &args->query_offsets, p->query_offset_per_batch ? numbers : 0, false));
-    b.kv_lengths = plan->device_plan->fixed;
-    b.query_offsets = plan->device_plan->fixed;
-    b.query_offsets_at = p->batch;
-    if (p->kv_length_per_batch) {
-        b.kv_lengths = args->kv_lengths.mem;
-        b.kv_lengths_at = (int64_t)(args->kv_lengths.offset / sizeof(int64_t));
-    }
-    if (p->query_offset_per_batch) {
-        b.query_offsets = args->query_offsets.mem;
-        b.query_offsets_at = (int64_t)(args->query_offsets.offset / sizeof(int64_t));
-    }
-    if (p->n_q == 0) {
+    clattn__launch_numbers(&b, plan->device_plan, p, args);
+    if (p->tensor[TENSOR_O].bytes == 0) {
         RETURN_IF_CL("clEnqueueMarkerWithWaitList", clEnqueueMarkerWithWaitList(queue, n_wait, wait_list, event));
         return CLATTN_STATUS_SUCCESS;
     }

@@ -11,7 +11,7 @@
  * at a time. */
 typedef struct device_kernel {
     struct device_kernel *next;
-    char *options; /* key: kernel name and -D list */
+    char *key; /* kernel name, -D list, the app's score function */
     cl_program program;
     cl_kernel kernel;
     pthread_mutex_t lock;

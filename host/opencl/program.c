@@ -16,17 +16,36 @@ static const embedded_file *find_file(const char *name, size_t length)
 
 typedef struct source {
     text out;
+    const char *score_function; /* the app's, or NULL */
     const embedded_file *seen[32];
     int n_seen;
 } source;
 
+/* The app's expression or function body, under its own line numbers. */
+static void add_score_function(source *s)
+{
+    const char *body = s->score_function;
+    const bool is_expression = !strchr(body, ';');
+    text_add(&s->out,
+             "FN real score_function(real score, int b, int h, int i, int j, __global const void *data)\n{\n"
+             "#line 1 \"score_function\"\n%s%s%s\n}\n",
+             is_expression ? "return (" : "", body, is_expression ? "\n);" : "");
+}
+
 static bool add_file(source *s, const char *name, size_t length)
 {
+    static const char score_file[] = "score_function.clh";
     const embedded_file *f = find_file(name, length);
     if (!f || s->n_seen == (int)(sizeof s->seen / sizeof s->seen[0])) return false;
     for (int i = 0; i < s->n_seen; i++)
         if (s->seen[i] == f) return true;
     s->seen[s->n_seen++] = f;
+    if (s->score_function && !strcmp(f->name, score_file)) {
+        static const char needs[] = "storage.clh";
+        if (!add_file(s, needs, sizeof needs - 1)) return false;
+        add_score_function(s);
+        return true;
+    }
     text_add(&s->out, "#line 1 \"%s\"\n", f->name);
     int line_number = 1;
     for (const char *line = f->text, *end; *line; line = end, line_number++) {
@@ -45,12 +64,12 @@ static bool add_file(source *s, const char *name, size_t length)
 }
 
 /* The whole source of a kernel file, to be freed; NULL when out of memory or a file is missing. */
-static char *source_make(const char *kernel)
+static char *source_make(const char *kernel, const char *score_function)
 {
     char name[64], *data = NULL;
     snprintf(name, sizeof name, "%s.cl", kernel);
     for (size_t size = 0;;) {
-        source s = {.out = {data, size, 0}};
+        source s = {.out = {data, size, 0}, .score_function = score_function};
         if (!add_file(&s, name, strlen(name))) break;
         if (s.out.length < size) return data;
         size = s.out.length + 1;
@@ -63,6 +82,8 @@ static char *source_make(const char *kernel)
 }
 
 /* ---- build */
+
+enum { OPTIONS_SIZE = 640 };
 
 static void options_make(const device_choice *choice, char *to, size_t size)
 {
@@ -88,10 +109,10 @@ static clattn_status build_failed(struct device *d, clattn_context *context, cl_
 }
 
 static clattn_status program_build(struct device *d, clattn_context *context, const char *name, const char *options,
-                                   cl_program *out)
+                                   const char *score_function, cl_program *out)
 {
     cl_int code;
-    char *data = source_make(name);
+    char *data = source_make(name, score_function);
     RETURN_IF(!data, OUT_OF_HOST_MEMORY, "no room for the source of %s", name);
     const char *texts[] = {data};
     cl_program program = clCreateProgramWithSource(d->cl, 1, texts, NULL, &code);
@@ -133,7 +154,7 @@ void clattn__device_kernel_free(device_kernel *k)
     if (k->kernel) clReleaseKernel(k->kernel);
     if (k->program) clReleaseProgram(k->program);
     pthread_mutex_destroy(&k->lock);
-    free(k->options);
+    free(k->key);
     free(k);
 }
 
@@ -141,13 +162,15 @@ static clattn_status kernel_make(struct device *d, clattn_context *context, cons
                                  const char *key, device_kernel **out)
 {
     cl_int code;
-    const char *name = clattn_kernel_name(choice->kernel), *options = strchr(key, ' ') + 1;
+    const char *name = clattn_kernel_name(choice->kernel);
+    char options[OPTIONS_SIZE];
+    options_make(choice, options, sizeof options);
     device_kernel *k = calloc(1, sizeof *k);
     RETURN_IF(!k, OUT_OF_HOST_MEMORY, "no room for a kernel");
     pthread_mutex_init(&k->lock, NULL);
-    k->options = strdup(key);
-    clattn_status status = k->options ? program_build(d, context, name, options, &k->program)
-                                      : clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a kernel");
+    k->key = strdup(key);
+    clattn_status status = k->key ? program_build(d, context, name, options, choice->score_source, &k->program)
+                                  : clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a kernel");
     if (status == CLATTN_STATUS_SUCCESS) {
         k->kernel = clCreateKernel(k->program, name, &code);
         status = code == CL_SUCCESS ? check_fits(d, k->kernel, choice, name) : clattn__cl_fail("clCreateKernel", code);
@@ -164,13 +187,17 @@ static clattn_status kernel_make(struct device *d, clattn_context *context, cons
 clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_choice *choice,
                                     device_kernel **out)
 {
-    char options[512], key[640];
+    char options[OPTIONS_SIZE];
+    const char *score = choice->score_source ? choice->score_source : "";
     options_make(choice, options, sizeof options);
-    snprintf(key, sizeof key, "%s %s", clattn_kernel_name(choice->kernel), options);
+    const size_t size = strlen(options) + strlen(score) + 64;
+    char *key = malloc(size);
+    RETURN_IF(!key, OUT_OF_HOST_MEMORY, "no room for a kernel's key of %zu bytes", size);
+    snprintf(key, size, "%s %s\n%s", clattn_kernel_name(choice->kernel), options, score);
     clattn_status status = CLATTN_STATUS_SUCCESS;
     pthread_mutex_lock(&d->lock);
     device_kernel *k = d->kernels;
-    while (k && strcmp(k->options, key)) k = k->next;
+    while (k && strcmp(k->key, key)) k = k->next;
     if (!k) {
         status = kernel_make(d, context, choice, key, &k);
         if (status == CLATTN_STATUS_SUCCESS) {
@@ -179,6 +206,7 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
         }
     }
     pthread_mutex_unlock(&d->lock);
+    free(key);
     if (status == CLATTN_STATUS_SUCCESS) *out = k;
     return status;
 }

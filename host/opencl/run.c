@@ -13,28 +13,45 @@ static attn_args args_make(const problem *p, const launch_buffers *b, int block_
 {
     const tensor_shape *t = p->tensor;
     const attn_args a = {
-        .q_batch = t[TENSOR_Q].strides.batch,
-        .q_head = t[TENSOR_Q].strides.head,
-        .q_row = t[TENSOR_Q].strides.seq,
-        .k_batch = t[TENSOR_K].strides.batch,
-        .k_head = t[TENSOR_K].strides.head,
-        .k_row = t[TENSOR_K].strides.seq,
-        .v_batch = t[TENSOR_V].strides.batch,
-        .v_head = t[TENSOR_V].strides.head,
-        .v_row = t[TENSOR_V].strides.seq,
-        .o_batch = t[TENSOR_O].strides.batch,
-        .o_head = t[TENSOR_O].strides.head,
-        .o_row = t[TENSOR_O].strides.seq,
-        .lse_batch = t[TENSOR_LSE].strides.batch,
-        .lse_head = t[TENSOR_LSE].strides.head,
-        .lse_row = t[TENSOR_LSE].strides.seq,
+        .q_batch = t[TENSOR_Q].stride[0],
+        .q_head = t[TENSOR_Q].stride[1],
+        .q_row = t[TENSOR_Q].stride[2],
+        .k_batch = t[TENSOR_K].stride[0],
+        .k_head = t[TENSOR_K].stride[1],
+        .k_row = t[TENSOR_K].stride[2],
+        .v_batch = t[TENSOR_V].stride[0],
+        .v_head = t[TENSOR_V].stride[1],
+        .v_row = t[TENSOR_V].stride[2],
+        .o_batch = t[TENSOR_O].stride[0],
+        .o_head = t[TENSOR_O].stride[1],
+        .o_row = t[TENSOR_O].stride[2],
+        .lse_batch = t[TENSOR_LSE].stride[0],
+        .lse_head = t[TENSOR_LSE].stride[1],
+        .lse_row = t[TENSOR_LSE].stride[2],
         .q_at = b->at[TENSOR_Q],
         .k_at = b->at[TENSOR_K],
         .v_at = b->at[TENSOR_V],
         .o_at = b->at[TENSOR_O],
         .lse_at = b->at[TENSOR_LSE],
-        .kv_lengths_at = b->kv_lengths_at,
-        .query_offsets_at = b->query_offsets_at,
+        .bias_batch = t[TENSOR_BIAS].stride[0],
+        .bias_head = t[TENSOR_BIAS].stride[1],
+        .bias_q = t[TENSOR_BIAS].stride[2],
+        .bias_kv = t[TENSOR_BIAS].stride[3],
+        .mask_batch = t[TENSOR_MASK].stride[0],
+        .mask_head = t[TENSOR_MASK].stride[1],
+        .mask_q = t[TENSOR_MASK].stride[2],
+        .mask_kv = t[TENSOR_MASK].stride[3],
+        .bias_at = b->at[TENSOR_BIAS],
+        .mask_at = b->at[TENSOR_MASK],
+        .alibi_at = b->at[TENSOR_ALIBI],
+        .sinks_at = b->at[TENSOR_SINKS],
+        .score_data_at = b->at[TENSOR_SCORE_DATA],
+        .kv_lengths_at = b->at[TENSOR_KV_LENGTHS],
+        .query_offsets_at = b->at[TENSOR_QUERY_OFFSETS],
+        .cu_seqlens_q_at = b->at[TENSOR_CU_Q],
+        .cu_seqlens_kv_at = b->at[TENSOR_CU_KV],
+        .total_q = p->total_q,
+        .total_kv = p->total_kv,
         .window_left = p->window_left,
         .window_right = p->window_right,
         .n_q = (int)p->n_q,
@@ -43,6 +60,10 @@ static attn_args args_make(const problem *p, const launch_buffers *b, int block_
         .gqa_group = (int)p->gqa_group,
         .n_tiles = p->n_q ? (int)((p->n_q + block_q - 1) / block_q) : 1,
         .has_lse = b->tensor[TENSOR_LSE] != NULL,
+        .alibi_per_batch = p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD,
+        .dropout_threshold = (u32)(p->dropout * 4294967296.0),
+        .dropout_key0 = b->dropout_key[0],
+        .dropout_key1 = b->dropout_key[1],
     };
     return a;
 }
@@ -53,16 +74,17 @@ static clattn_status enqueue_locked(device_plan *plan, const problem *p, cl_comm
                                     const cl_event *wait_list, cl_event *event)
 {
     cl_kernel kernel = plan->kernel->kernel;
-    const double scale_log2 = p->scale * 1.44269504088896340736;
-    const float scale_log2_f32 = (float)scale_log2;
-    const bool is_f64 = p->dtype == CLATTN_DTYPE_F64;
+    const double scale = problem_is_scored(p) ? p->scale : p->scale * 1.44269504088896340736;
+    const double numbers[3] = {scale, p->softcap, 1 / (1 - p->dropout)};
     cl_uint n = 0;
     for (int i = 0; i < TENSOR_COUNT; i++)
         RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, sizeof(cl_mem), &b->tensor[i]));
-    RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, sizeof(cl_mem), &b->kv_lengths));
-    RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, sizeof(cl_mem), &b->query_offsets));
-    RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, is_f64 ? sizeof scale_log2 : sizeof scale_log2_f32,
-                                                  is_f64 ? (const void *)&scale_log2 : (const void *)&scale_log2_f32));
+    for (int i = 0; i < 3; i++) {
+        const float number_f32 = (float)numbers[i];
+        const bool is_f64 = p->dtype == CLATTN_DTYPE_F64;
+        RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, is_f64 ? sizeof numbers[i] : sizeof number_f32,
+                                                      is_f64 ? (const void *)&numbers[i] : (const void *)&number_f32));
+    }
     RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, sizeof *a, a));
     const size_t local = (size_t)plan->choice.work_group_size, global = groups * local;
     RETURN_IF_CL("clEnqueueNDRangeKernel",
@@ -152,8 +174,6 @@ void clattn__device_plan_free(device_plan *plan)
 
 /* ---- host pointers */
 
-enum { PART_KV_LENGTHS = TENSOR_COUNT, PART_QUERY_OFFSETS, PART_COUNT };
-
 /* A stretch of the caller's memory that the kernel works in. Stretches that overlap share one cl_mem. */
 typedef struct stretch {
     char *begin, *end; /* NULL: absent */
@@ -162,41 +182,32 @@ typedef struct stretch {
     int64_t at; /* bytes from the start of mem */
 } stretch;
 
-static void stretches_find(const problem *p, const clattn_forward_args *args, stretch s[PART_COUNT])
+static void stretches_find(const problem *p, const clattn_forward_args *args, stretch s[TENSOR_COUNT])
 {
-    memset(s, 0, sizeof(stretch) * PART_COUNT);
+    memset(s, 0, sizeof(stretch) * TENSOR_COUNT);
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
-        const clattn_buffer *b = clattn__args_buffer(args, i);
-        if (!b->host || !p->tensor[i].bytes) continue;
-        s[i].begin = (char *)b->host + b->offset;
-        s[i].end = s[i].begin + p->tensor[i].bytes;
-    }
-    const clattn_buffer *const numbers[] = {&args->kv_lengths, &args->query_offsets};
-    const int given[] = {p->kv_length_per_batch, p->query_offset_per_batch};
-    for (int i = 0; i < 2; i++) {
-        if (!given[i]) continue;
-        s[TENSOR_COUNT + i].begin = (char *)numbers[i]->host + numbers[i]->offset;
-        s[TENSOR_COUNT + i].end = s[TENSOR_COUNT + i].begin + p->batch * (int64_t)sizeof(int64_t);
+        s[i].begin = p->tensor[i].bytes ? clattn__args_host(args, i) : NULL;
+        s[i].end = s[i].begin ? s[i].begin + p->tensor[i].bytes : NULL;
     }
 }
 
-static void stretches_free(stretch s[PART_COUNT])
+static void stretches_free(stretch s[TENSOR_COUNT])
 {
-    for (int i = 0; i < PART_COUNT; i++)
+    for (int i = 0; i < TENSOR_COUNT; i++)
         if (s[i].mem && s[i].owns_mem) clReleaseMemObject(s[i].mem);
 }
 
 /* One cl_mem over each cluster of overlapping stretches. *too_large: a cluster is beyond one allocation. */
-static clattn_status stretches_share(const device_plan *plan, stretch s[PART_COUNT], bool *too_large)
+static clattn_status stretches_share(const device_plan *plan, stretch s[TENSOR_COUNT], bool *too_large)
 {
     *too_large = false;
-    for (int i = 0; i < PART_COUNT; i++) {
+    for (int i = 0; i < TENSOR_COUNT; i++) {
         if (!s[i].begin || s[i].mem) continue;
         char *begin = s[i].begin, *end = s[i].end;
         bool written = false;
         for (bool grown = true; grown;) {
             grown = false;
-            for (int j = i + 1; j < PART_COUNT; j++) {
+            for (int j = i + 1; j < TENSOR_COUNT; j++) {
                 if (!s[j].begin || s[j].mem || s[j].begin >= end || begin >= s[j].end) continue;
                 if (s[j].begin < begin) begin = s[j].begin, grown = true;
                 if (s[j].end > end) end = s[j].end, grown = true;
@@ -204,14 +215,14 @@ static clattn_status stretches_share(const device_plan *plan, stretch s[PART_COU
         }
         *too_large = end - begin > plan->device->profile.max_alloc_bytes;
         if (*too_large) return CLATTN_STATUS_SUCCESS;
-        for (int j = i; j < PART_COUNT; j++)
+        for (int j = i; j < TENSOR_COUNT; j++)
             written |= (j == TENSOR_O || j == TENSOR_LSE) && s[j].begin && s[j].begin < end && begin < s[j].end;
         cl_int code;
         const cl_mem_flags flags = CL_MEM_USE_HOST_PTR | (written ? CL_MEM_READ_WRITE : CL_MEM_READ_ONLY);
         cl_mem mem = clCreateBuffer(plan->device->cl, flags, (size_t)(end - begin), begin, &code);
         RETURN_IF_CL("clCreateBuffer", code);
         s[i].owns_mem = true;
-        for (int j = i; j < PART_COUNT; j++) {
+        for (int j = i; j < TENSOR_COUNT; j++) {
             if (!s[j].begin || s[j].mem || s[j].begin >= end || begin >= s[j].end) continue;
             s[j].mem = mem;
             s[j].at = s[j].begin - begin;
@@ -236,25 +247,33 @@ static clattn_status map_back(const device_plan *plan, const stretch *s)
     return CLATTN_STATUS_SUCCESS;
 }
 
-static launch_buffers buffers_of(const device_plan *plan, const problem *p, const stretch s[PART_COUNT])
+void clattn__launch_numbers(launch_buffers *b, const device_plan *plan, const problem *p,
+                            const clattn_forward_args *args)
 {
-    launch_buffers b = {0};
-    for (int i = 0; i < TENSOR_COUNT; i++) {
-        b.tensor[i] = s[i].mem;
-        b.at[i] = s[i].at / (int64_t)p->tensor[i].size;
+    const uint64_t seed = args->dropout_seed, offset = args->dropout_offset;
+    const philox_block key = philox((u32)offset, (u32)(offset >> 32), 0, 0, (u32)seed, (u32)(seed >> 32));
+    b->dropout_key[0] = key.x[0];
+    b->dropout_key[1] = key.x[1];
+    if (!p->kv_length_per_batch) {
+        b->tensor[TENSOR_KV_LENGTHS] = plan->fixed;
+        b->at[TENSOR_KV_LENGTHS] = 0;
     }
-    const stretch *lengths = &s[PART_KV_LENGTHS], *offsets = &s[PART_QUERY_OFFSETS];
-    b.kv_lengths = lengths->mem ? lengths->mem : plan->fixed;
-    b.kv_lengths_at = lengths->at / (int64_t)sizeof(int64_t);
-    b.query_offsets = offsets->mem ? offsets->mem : plan->fixed;
-    b.query_offsets_at = offsets->mem ? offsets->at / (int64_t)sizeof(int64_t) : p->batch;
-    return b;
+    if (!p->query_offset_per_batch) {
+        b->tensor[TENSOR_QUERY_OFFSETS] = plan->fixed;
+        b->at[TENSOR_QUERY_OFFSETS] = p->batch;
+    }
 }
 
-static clattn_status launch_and_wait(device_plan *plan, const problem *p, const stretch s[PART_COUNT])
+static clattn_status launch_and_wait(device_plan *plan, const problem *p, const clattn_forward_args *args,
+                                     const stretch s[TENSOR_COUNT])
 {
-    const launch_buffers b = buffers_of(plan, p, s);
+    launch_buffers b = {0};
     cl_event done;
+    for (int i = 0; i < TENSOR_COUNT; i++) {
+        b.tensor[i] = s[i].mem;
+        b.at[i] = s[i].mem ? s[i].at / (int64_t)p->tensor[i].size : 0;
+    }
+    clattn__launch_numbers(&b, plan, p, args);
     FORWARD(clattn__launch(plan, p, plan->device->queue, &b, 0, NULL, &done));
     const cl_int code = clWaitForEvents(1, &done);
     clReleaseEvent(done);
@@ -262,30 +281,34 @@ static clattn_status launch_and_wait(device_plan *plan, const problem *p, const 
     return CLATTN_STATUS_SUCCESS;
 }
 
-static clattn_status forward_in_place(device_plan *plan, const problem *p, const stretch s[PART_COUNT])
+static clattn_status forward_in_place(device_plan *plan, const problem *p, const clattn_forward_args *args,
+                                      const stretch s[TENSOR_COUNT])
 {
-    FORWARD(launch_and_wait(plan, p, s));
+    FORWARD(launch_and_wait(plan, p, args, s));
     FORWARD(map_back(plan, &s[TENSOR_O]));
     return s[TENSOR_LSE].mem ? map_back(plan, &s[TENSOR_LSE]) : CLATTN_STATUS_SUCCESS;
 }
 
-/* ---- host pointers, copied: dense [batch, heads, seq, dim] on the device, whatever the caller's strides */
-
-static clattn_strides dense_strides(const tensor_shape *t) { return clattn_strides_bhsd(t->heads, t->seq, t->dim); }
+/* ---- host pointers, copied: without gaps on the device, whatever the caller's strides */
 
 typedef enum copy_direction { COPY_IN, COPY_OUT } copy_direction;
 
-/* Row by row between the caller's strides and the mapped dense copy. */
-static void copy_rows(const tensor_shape *t, char *caller, char *dense, copy_direction direction)
+/* Row by row between the caller's strides and the mapped copy, whose strides are `dense`. */
+static void copy_rows(const tensor_shape *t, const int64_t dense[4], char *caller, char *copy, copy_direction direction)
 {
-    const size_t row = (size_t)t->dim * t->size;
-    for (int64_t b = 0; b < t->batch; b++)
-        for (int64_t h = 0; h < t->heads; h++)
-            for (int64_t i = 0; i < t->seq; i++, dense += row) {
-                const int64_t at = b * t->strides.batch + h * t->strides.head + i * t->strides.seq;
-                char *theirs = caller + at * (int64_t)t->size;
-                memcpy(direction == COPY_IN ? dense : theirs, direction == COPY_IN ? theirs : dense, row);
-            }
+    int64_t n[4]; /* a dimension that is broadcast has one copy */
+    for (int i = 0; i < 4; i++) n[i] = t->stride[i] ? t->count[i] : 1;
+    const bool whole_rows = t->stride[3] == 1 || n[3] == 1;
+    const size_t size = t->size, row = whole_rows ? size * (size_t)n[3] : size;
+    for (int64_t a = 0; a < n[0]; a++)
+        for (int64_t b = 0; b < n[1]; b++)
+            for (int64_t c = 0; c < n[2]; c++)
+                for (int64_t d = 0; d < (whole_rows ? 1 : n[3]); d++) {
+                    const int64_t from = tensor_at(t, a, b, c) + d * t->stride[3];
+                    const int64_t to = a * dense[0] + b * dense[1] + c * dense[2] + d * dense[3];
+                    char *x = caller + from * (int64_t)size, *y = copy + to * (int64_t)size;
+                    memcpy(direction == COPY_IN ? y : x, direction == COPY_IN ? x : y, row);
+                }
 }
 
 static clattn_status copy_tensor(const device_plan *plan, const tensor_shape *t, char *caller, cl_mem mem,
@@ -293,40 +316,36 @@ static clattn_status copy_tensor(const device_plan *plan, const tensor_shape *t,
 {
     cl_int code;
     cl_event done;
-    const size_t bytes = (size_t)(t->batch * t->heads * t->seq * t->dim) * t->size;
-    char *dense = clEnqueueMapBuffer(plan->device->queue, mem, CL_TRUE,
-                                     direction == COPY_IN ? CL_MAP_WRITE : CL_MAP_READ, 0, bytes, 0, NULL, NULL, &code);
+    int64_t dense[4];
+    const size_t bytes = (size_t)clattn__tensor_copy_bytes(t);
+    clattn__tensor_copy_strides(t, dense);
+    char *copy = clEnqueueMapBuffer(plan->device->queue, mem, CL_TRUE,
+                                    direction == COPY_IN ? CL_MAP_WRITE : CL_MAP_READ, 0, bytes, 0, NULL, NULL, &code);
     RETURN_IF_CL("clEnqueueMapBuffer", code);
-    copy_rows(t, caller, dense, direction);
-    RETURN_IF_CL("clEnqueueUnmapMemObject", clEnqueueUnmapMemObject(plan->device->queue, mem, dense, 0, NULL, &done));
+    copy_rows(t, dense, caller, copy, direction);
+    RETURN_IF_CL("clEnqueueUnmapMemObject", clEnqueueUnmapMemObject(plan->device->queue, mem, copy, 0, NULL, &done));
     code = clWaitForEvents(1, &done);
     clReleaseEvent(done);
     RETURN_IF_CL("clWaitForEvents", code);
     return CLATTN_STATUS_SUCCESS;
 }
 
-static clattn_status forward_copied(device_plan *plan, const problem *given, const stretch caller[PART_COUNT],
-                                    stretch s[PART_COUNT])
+static clattn_status forward_copied(device_plan *plan, const problem *given, const clattn_forward_args *args,
+                                    const stretch caller[TENSOR_COUNT], stretch s[TENSOR_COUNT])
 {
     problem p = *given;
     cl_int code;
-    for (int i = 0; i < PART_COUNT; i++) {
+    for (int i = 0; i < TENSOR_COUNT; i++) {
         if (!caller[i].begin) continue;
-        size_t bytes = (size_t)(caller[i].end - caller[i].begin);
-        if (i < TENSOR_COUNT) {
-            tensor_shape *t = &p.tensor[i];
-            t->strides = dense_strides(t);
-            bytes = (size_t)(t->batch * t->heads * t->seq * t->dim) * t->size;
-        }
-        s[i].mem = clCreateBuffer(plan->device->cl, CL_MEM_READ_WRITE, bytes, NULL, &code);
+        clattn__tensor_copy_strides(&given->tensor[i], p.tensor[i].stride);
+        s[i].mem = clCreateBuffer(plan->device->cl, CL_MEM_READ_WRITE,
+                                  (size_t)clattn__tensor_copy_bytes(&given->tensor[i]), NULL, &code);
         RETURN_IF_CL("clCreateBuffer", code);
         s[i].owns_mem = true;
-        if (i < TENSOR_O) FORWARD(copy_tensor(plan, &given->tensor[i], caller[i].begin, s[i].mem, COPY_IN));
-        if (i >= TENSOR_COUNT)
-            RETURN_IF_CL("clEnqueueWriteBuffer", clEnqueueWriteBuffer(plan->device->queue, s[i].mem, CL_TRUE, 0, bytes,
-                                                                      caller[i].begin, 0, NULL, NULL));
+        if (i != TENSOR_O && i != TENSOR_LSE)
+            FORWARD(copy_tensor(plan, &given->tensor[i], caller[i].begin, s[i].mem, COPY_IN));
     }
-    FORWARD(launch_and_wait(plan, &p, s));
+    FORWARD(launch_and_wait(plan, &p, args, s));
     FORWARD(copy_tensor(plan, &given->tensor[TENSOR_O], caller[TENSOR_O].begin, s[TENSOR_O].mem, COPY_OUT));
     if (!s[TENSOR_LSE].mem) return CLATTN_STATUS_SUCCESS;
     return copy_tensor(plan, &given->tensor[TENSOR_LSE], caller[TENSOR_LSE].begin, s[TENSOR_LSE].mem, COPY_OUT);
@@ -334,8 +353,8 @@ static clattn_status forward_copied(device_plan *plan, const problem *given, con
 
 clattn_status clattn__device_forward(device_plan *plan, const problem *p, const clattn_forward_args *args, bool copy)
 {
-    if (p->n_q == 0) return CLATTN_STATUS_SUCCESS;
-    stretch caller[PART_COUNT], s[PART_COUNT] = {{0}};
+    if (p->tensor[TENSOR_O].bytes == 0) return CLATTN_STATUS_SUCCESS;
+    stretch caller[TENSOR_COUNT], s[TENSOR_COUNT] = {{0}};
     stretches_find(p, args, caller);
     bool too_large = false;
     clattn_status status = CLATTN_STATUS_SUCCESS;
@@ -343,13 +362,13 @@ clattn_status clattn__device_forward(device_plan *plan, const problem *p, const 
     if (!copy) {
         memcpy(s, caller, sizeof s);
         status = stretches_share(plan, s, &too_large);
-        if (status == CLATTN_STATUS_SUCCESS && !too_large) status = forward_in_place(plan, p, s);
+        if (status == CLATTN_STATUS_SUCCESS && !too_large) status = forward_in_place(plan, p, args, s);
         if (too_large) {
             stretches_free(s);
             memset(s, 0, sizeof s);
         }
     }
-    if (copy || too_large) status = forward_copied(plan, p, caller, s);
+    if (copy || too_large) status = forward_copied(plan, p, args, caller, s);
     stretches_free(s);
     return status;
 }

@@ -2,15 +2,19 @@
 #ifndef CLATTN_OPENCL_RUN_H
 #define CLATTN_OPENCL_RUN_H
 
+#include "../../cl/dropout.clh"
 #include "device_cl.h"
 
 /* The buffers of one launch, each with the place of its first element. */
 typedef struct launch_buffers {
     cl_mem tensor[TENSOR_COUNT];
     int64_t at[TENSOR_COUNT]; /* elements */
-    cl_mem kv_lengths, query_offsets;
-    int64_t kv_lengths_at, query_offsets_at; /* int64 elements */
+    u32 dropout_key[2];
 } launch_buffers;
+
+/* A call's numbers that are no buffers; and the plan's own buffer for lengths and offsets that the problem fixes. */
+void clattn__launch_numbers(launch_buffers *b, const device_plan *plan, const problem *p,
+                            const clattn_forward_args *args);
 
 /* Enqueues p on queue after wait_list; event as OpenCL has it. p's strides are the buffers'. */
 clattn_status clattn__launch(struct device_plan *plan, const problem *p, cl_command_queue queue,

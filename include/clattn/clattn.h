@@ -114,12 +114,32 @@ CLATTN_API clattn_status clattn_forward(const clattn_plan *plan, const clattn_fo
 CLATTN_API clattn_status clattn_attention(clattn_context *context, const clattn_problem *p, const void *q,
                                           const void *k, const void *v, void *o, float *lse);
 
-/* The definition of right: textbook attention in double on one thread, for tests. q, k, v as p says; o is double, lse
- * double, both dense [batch, heads, seq, dim]; lse, kv_lengths and query_offsets may be NULL as in clattn_forward_args.
- * It keeps n_kv doubles. */
-CLATTN_API clattn_status clattn_reference_forward(const clattn_problem *p, const void *q, const void *k, const void *v,
-                                                  const int64_t *kv_lengths, const int64_t *query_offsets, double *o,
+/* The definition of right: textbook attention in double on one thread, for tests. args: host pointers, as for
+ * clattn_forward, but o and lse are not used; o and lse are double, dense [batch, heads, seq, dim] ([heads, total_q, dim]
+ * for varlen); lse may be NULL. It keeps n_kv doubles. */
+CLATTN_API clattn_status clattn_reference_forward(const clattn_problem *p, const clattn_forward_args *args, double *o,
                                                   double *lse);
+
+/* What stands at a step of the score's way. */
+typedef enum clattn_score_step {
+    CLATTN_SCORE_SCALED = 0, /* softmax scale * q.k */
+    CLATTN_SCORE_CAPPED = 1, /* after softcap */
+    CLATTN_SCORE_MASKED = 2, /* after ALiBi, bias, score function and mask: -inf where hidden */
+    CLATTN_SCORE_PROBS = 3   /* after softmax, before dropout */
+} clattn_score_step;
+
+/* For looking at what a model attends to: scores or probs of one head, [n_q, n_kv], dense, computed on the host from
+ * plan's problem, f32 (in double for an f64 problem, then rounded). args: host pointers; o and lse are not used. Hidden
+ * keys have -inf, or 0 as probs. */
+CLATTN_API clattn_status clattn_scores(const clattn_problem *p, const clattn_forward_args *args, clattn_score_step step,
+                                       int64_t batch, int64_t head, float *scores);
+
+/* The same by the reference. */
+CLATTN_API clattn_status clattn_reference_scores(const clattn_problem *p, const clattn_forward_args *args,
+                                                 clattn_score_step step, int64_t batch, int64_t head, double *scores);
+
+/* Dropout's keep-mask for a problem: keep[b, h, i, j] is 1 where the prob stays, dense [batch, n_heads_q, n_q, n_kv]. */
+CLATTN_API clattn_status clattn_dropout_mask(const clattn_problem *p, uint64_t seed, uint64_t offset, uint8_t *keep);
 
 #ifdef __cplusplus
 }

@@ -60,21 +60,64 @@ typedef struct clattn_strides {
     int64_t batch, head, seq;
 } clattn_strides;
 
+/* Strides of a tensor [batch, heads, n_q, n_kv] that is read beside the scores, in ELEMENTS, none negative. 0 broadcasts:
+ * one number serves the whole dimension. */
+typedef struct clattn_score_strides {
+    int64_t batch, head, q, kv;
+} clattn_score_strides;
+
 #define CLATTN_SCALE_AUTO (-DBL_MAX) /* clattn_problem.scale: 1/sqrt(head_dim_qk) */
 #define CLATTN_KV_LENGTH_ALL (-1)    /* clattn_problem.kv_length: n_kv */
 #define CLATTN_WINDOW_UNBOUNDED (-1) /* a side of the window without a bound */
 
 /* Which keys a query sees. Query row i of a batch entry stands at position p = query_offset + i, key j at j. The row
- * sees key j iff 0 <= j < kv_length and p - window_left <= j <= p + window_right. Causal is window_right = 0. */
+ * sees key j iff 0 <= j < kv_length and p - window_left <= j <= p + window_right, and the boolean mask, if there is one,
+ * is not 0 there. Causal is window_right = 0. */
 typedef struct clattn_mask {
     int64_t window_left, window_right; /* keys, at least 0, or CLATTN_WINDOW_UNBOUNDED (default) */
+    int boolean;                       /* 1: args.mask, one byte an element, 0 hides; default 0: none */
+    clattn_score_strides strides;      /* of args.mask; default all 0: one byte for all */
 } clattn_mask;
 
-/* O = softmax(scale * Q K^T, keys hidden by the mask left out) V.
+/* An additive bias on the scaled scores, after softcap and ALiBi. */
+typedef struct clattn_bias {
+    clattn_dtype dtype;           /* of args.bias; default 0: no bias */
+    clattn_score_strides strides; /* default all 0: one number for all */
+} clattn_bias;
+
+/* ALiBi adds -slope * |p - j| to the scaled score. XX(name, value) */
+typedef enum clattn_alibi {
+    CLATTN_ALIBI_NONE = 0,
+    CLATTN_ALIBI_PER_HEAD = 1,          /* args.alibi_slopes is f32 [n_heads_q] */
+    CLATTN_ALIBI_PER_BATCH_AND_HEAD = 2 /* args.alibi_slopes is f32 [batch, n_heads_q] */
+} clattn_alibi;
+
+/* A score function of the app's, after bias and before the mask, as C for the host path and as OpenCL C for devices; both
+ * get the score in natural units and give the new one.
+ *   C         double f(double score, int64_t b, int64_t h, int64_t i, int64_t j, const void *data)
+ *   OpenCL C  the body of
+ *             real score_function(real score, int b, int h, int i, int j, __global const void *data) { BODY }
+ *             where real is float, or double in an f64 problem; or one expression, without `return` and `;`. */
+typedef double(clattn_score_fn)(double score, int64_t b, int64_t h, int64_t i, int64_t j, const void *data);
+typedef struct clattn_score_function {
+    clattn_score_fn *host; /* default NULL; needed on the host path and by the reference */
+    const char *source;    /* default NULL; needed on the device path. Copied into the plan */
+    size_t data_bytes;     /* size of args.score_data; 0: it may be absent */
+} clattn_score_function;
+
+/* O = softmax(mask(f(scale * Q K^T))) V, in this order: softmax scale, softcap, ALiBi, bias, score function, mask (hidden
+ * keys are left out), softmax, dropout.
  *   Q [batch, n_heads_q,  n_q,  head_dim_qk]      K [batch, n_heads_kv, n_kv, head_dim_qk]
  *   O [batch, n_heads_q,  n_q,  head_dim_v]       V [batch, n_heads_kv, n_kv, head_dim_v]
  *   LSE [batch, n_heads_q, n_q], f32 whatever the storage: m + ln(l), the natural logarithm of the softmax's sum
- * Query head h reads K and V of head h / (n_heads_q / n_heads_kv). A row that sees no key gives O = 0, LSE = -inf. */
+ * Query head h reads K and V of head h / (n_heads_q / n_heads_kv). A row that sees no key gives O = 0, LSE = -inf
+ * (with a sink: LSE = sink).
+ *
+ * varlen: Q and O are [n_heads_q, total_q, dim] and K and V [n_heads_kv, total_kv, dim] through the strides head and seq,
+ * LSE [n_heads_q, total_q]; the batch strides are not used. Sequence b has the rows args.cu_seqlens_q[b] up to
+ * args.cu_seqlens_q[b + 1] and likewise its keys; n_q and n_kv are the most rows and keys that any sequence has, and rows
+ * and keys count from 0 in each sequence for windows, offsets, bias, mask and dropout. Default strides (all 0): dense
+ * [total, heads, dim]. */
 typedef struct clattn_problem {
     size_t struct_size;
     clattn_dtype dtype;                   /* of Q, K, V and O; _init sets it */
@@ -89,6 +132,16 @@ typedef struct clattn_problem {
     int64_t kv_length;                    /* keys in use, 0..n_kv; default CLATTN_KV_LENGTH_ALL */
     int query_offset_per_batch;           /* 1: from args.query_offsets [batch], the field above unused; default 0 */
     int kv_length_per_batch;              /* 1: from args.kv_lengths [batch], the field above unused; default 0 */
+    double softcap;                       /* c of s -> c tanh(s / c), finite, at least 0; default 0: none */
+    clattn_alibi alibi;                   /* default CLATTN_ALIBI_NONE */
+    clattn_bias bias;                     /* default: none */
+    clattn_score_function score_function; /* default: none */
+    int sinks;                            /* 1: args.sinks, f32 [n_heads_q], one more logit in each row's denominator,
+                                             without a value; default 0 */
+    double dropout;                       /* probability, in [0, 1), that a prob is dropped; what stays is divided by
+                                             1 - dropout; l and LSE do not change. Default 0 */
+    int varlen;                           /* 1: sequences packed one after the other, below; default 0 */
+    int64_t total_q, total_kv;            /* varlen: rows of all sequences together, at least 0 */
 } clattn_problem;
 
 /* A tensor's place: host memory, or a cl_mem and an offset. Neither: absent. Make it with clattn_host_buffer or, from
@@ -108,7 +161,17 @@ typedef struct clattn_forward_args {
     clattn_buffer kv_lengths;    /* int64_t [batch], 0..n_kv; read iff problem.kv_length_per_batch. In a cl_mem the
                                        values cannot be checked: they are cut to 0..n_kv, so nothing else is read */
     clattn_buffer query_offsets; /* int64_t [batch]; read iff problem.query_offset_per_batch */
-    clattn_buffer workspace;     /* clattn_plan_workspace_size bytes; absent when that is 0 */
+    clattn_buffer bias;          /* problem.bias.dtype [batch, n_heads_q, n_q, n_kv] */
+    clattn_buffer mask;          /* one byte an element [batch, n_heads_q, n_q, n_kv], 0 hides */
+    clattn_buffer alibi_slopes;  /* f32 [n_heads_q] or [batch, n_heads_q] */
+    clattn_buffer sinks;         /* f32 [n_heads_q] */
+    clattn_buffer score_data;    /* what the score function gets */
+    clattn_buffer cu_seqlens_q;  /* int64_t [batch + 1], from 0 to total_q, never decreasing. In a cl_mem the values
+                                    cannot be checked: sequences are cut to n_q rows and to total_q */
+    clattn_buffer cu_seqlens_kv; /* likewise */
+    uint64_t dropout_seed,
+        dropout_offset;      /* Philox 4x32-10 keyed by both: the same two give the same mask on every path */
+    clattn_buffer workspace; /* clattn_plan_workspace_size bytes; absent when that is 0 */
 } clattn_forward_args;
 
 /* One line of the log: kind is "plan", "build" or "run"; text has no newline and is the caller's to copy. It may be
