@@ -32,7 +32,7 @@
 WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
 {
     __local real4 stage[STAGE_SIZE4];       /* slices of Q and K, [BLOCK_Q + BLOCK_KV, D_SLICE]; then of V */
-    __local real4 p_tile[P_SIZE4];          /* P [BLOCK_Q, BLOCK_KV], hidden weights below zero */
+    __local real4 p_tile[P_SIZE4];          /* P [BLOCK_Q, BLOCK_KV], hidden probs below zero */
     __local real4 row_part[ROW_PART_SIZE4]; /* [BLOCK_Q, WG_COLS] */
     __local int mask_found;
     const uint lid = get_local_id(0);
@@ -81,7 +81,7 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
         if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, -INFINITY, row, col);
         row_state_update(&state, s, rescale, row_part, row, col);
         tile_dropout(s, &args, at, dropout_scale, row_first, j0, row, col);
-        if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, WEIGHT_HIDDEN, row, col);
+        if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, PROB_HIDDEN, row, col);
         tile_share(p_tile, s, row, col);
 
         tile_scale_rows(acc, rescale);

@@ -136,15 +136,16 @@ clattn_status clattn__context_default(clattn_context **context)
 
 clattn_status clattn__context_device(clattn_context *c, struct device **d)
 {
+    clattn_status status = CLATTN_STATUS_SUCCESS;
     pthread_mutex_lock(&c->lock);
     if (!c->device && !c->device_tried) {
-        c->device_status = clattn__device_open(&c->options, &c->device);
-        if (c->device_status != CLATTN_STATUS_SUCCESS)
+        status = clattn__device_open(&c->options, &c->device);
+        c->device_tried = status == CLATTN_STATUS_SUCCESS || status == CLATTN_STATUS_NO_DEVICE; /* others may pass */
+        if (status != CLATTN_STATUS_SUCCESS)
             snprintf(c->device_why, sizeof c->device_why, "%s", clattn_last_error()->message);
-        c->device_tried = true;
     }
     *d = c->device;
     pthread_mutex_unlock(&c->lock);
-    if (!*d) return clattn__fail(c->device_status, 0, "%s", c->device_why);
-    return CLATTN_STATUS_SUCCESS;
+    if (*d || status != CLATTN_STATUS_SUCCESS) return status;
+    return clattn__fail(CLATTN_STATUS_NO_DEVICE, 0, "%s", c->device_why);
 }

@@ -24,8 +24,7 @@ struct clattn_context {
     pthread_mutex_t lock;  /* guards what follows */
     struct device *device; /* NULL until opened */
     bool device_tried;
-    clattn_status device_status; /* why there is none */
-    char device_why[256];
+    char device_why[256];              /* why there is none */
     clattn_plan *cached[CACHED_PLANS]; /* of clattn_attention, latest first; they hold no reference to the context */
 };
 
@@ -40,7 +39,7 @@ struct clattn_plan {
     struct device_plan *device_plan; /* NULL: none */
     char device_name[128];
     char text[256]; /* the problem */
-    char explain[2048];
+    char explain[4096];
 };
 
 /* A context with no device yet. */

@@ -23,6 +23,7 @@ enum {
     LANES_KEY_STEP = 4,             /* kv blocks are a multiple */
     LANES_PRIVATE_BEST = 256 << 10, /* bytes of private memory that stay in a core's cache */
     LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
+    ATTN_FWD_PRIVATE_MOST = 1024,   /* bytes of O that a work-item of attn_fwd keeps: a GPU's registers */
 };
 
 const char *clattn_path_name(clattn_path path)
@@ -135,7 +136,7 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
     plan->ops = clattn__host_ops(p->dtype);
     plan->block_q = (int)block_of(o->block_q, plan->ops->block_q, p->n_q, 1, plan->ops->block_q);
     plan->block_kv = (int)block_of(o->block_kv, plan->ops->block_kv, p->n_kv, 1, 4096);
-    plan->n_threads = o->n_threads ? o->n_threads : n_threads;
+    plan->n_threads = o->n_threads && o->n_threads < n_threads ? o->n_threads : n_threads;
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -175,19 +176,28 @@ static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* *is_last: the table has no further tile. */
 static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
-                                     device_choice *c)
+                                     device_choice *c, bool *is_last)
 {
     const int64_t block_q = o->block_q ? block_of(o->block_q, 0, p->n_q, 1, ROWS_MAX) : 0;
     const int64_t block_kv = o->block_kv ? block_of(o->block_kv, 0, p->n_kv, 1, ROWS_MAX) : 0;
     const int real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
     clattn__tile t;
+    *is_last = true;
     RETURN_IF(!clattn__tile_pick(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size,
                                  block_q, block_kv, nth, &t),
               UNSUPPORTED,
               "attn_fwd has no%s tile for head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " in %" PRId64
               " bytes of local memory and %" PRId64 " work-items",
               nth ? " further" : "", p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size);
+    *is_last = false;
+    const int64_t rows = (int64_t)t.block_q * t.wg_cols / t.wg_size;
+    const int64_t columns = (p->head_dim_v + 4 * t.wg_cols - 1) / (4 * t.wg_cols) * 4;
+    RETURN_IF(rows * columns * real_size > ATTN_FWD_PRIVATE_MOST, UNSUPPORTED,
+              "attn_fwd with head_dim_v %" PRId64 " and %d work-items keeps %" PRId64
+              " bytes of O in each; it may keep %d",
+              p->head_dim_v, t.wg_size, rows * columns * real_size, ATTN_FWD_PRIVATE_MOST);
     c->axes[AXIS_BLOCK_Q] = t.block_q;
     c->axes[AXIS_BLOCK_KV] = t.block_kv;
     c->axes[AXIS_WG_SIZE] = t.wg_size;
@@ -202,9 +212,13 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
 }
 
 clattn_status clattn__plan_device(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
-                                  device_choice *c)
+                                  device_choice *c, bool *is_last)
 {
+    *is_last = true;
     FORWARD(check_reach(p));
+    RETURN_IF(p->batch > d->max_alloc_bytes / (2 * (int64_t)sizeof(int64_t)), UNSUPPORTED,
+              "batch is %" PRId64 "; %s allocates at most %" PRId64 " bytes at once", p->batch, d->name,
+              d->max_alloc_bytes);
     RETURN_IF((p->dtype == CLATTN_DTYPE_F64 || p->bias_dtype == CLATTN_DTYPE_F64) && !d->has_fp64, UNSUPPORTED,
               "%s is f64; %s has no fp64", p->dtype == CLATTN_DTYPE_F64 ? "dtype" : "bias.dtype", d->name);
     RETURN_IF(p->score_function.host && !p->score_function.source, UNSUPPORTED,
@@ -237,10 +251,8 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
         (o->kernel == CLATTN_KERNEL_AUTO && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES);
     c->kernel = lanes_first && nth == 0 ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
     if (c->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) {
-        const clattn_status status = choose_lanes(p, o, c);
-        if (status == CLATTN_STATUS_SUCCESS || o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) return status;
-        return clattn__plan_device(p, d, o, 1, c);
+        *is_last = o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES;
+        return choose_lanes(p, o, c);
     }
-    RETURN_IF(o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES, UNSUPPORTED, "attn_fwd_lanes has one variant, and it failed");
-    return choose_attn_fwd(p, d, o, lanes_first ? nth - 1 : nth, c);
+    return choose_attn_fwd(p, d, o, lanes_first ? nth - 1 : nth, c, is_last);
 }

@@ -49,8 +49,8 @@ clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options
 /* UNSUPPORTED and a sentence when p is beyond the host path's reach. */
 clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *options, int n_threads, host_plan *plan);
 
-/* The `nth` variant to try, best first; UNSUPPORTED and a sentence past the last. */
+/* The `nth` variant to try, best first; UNSUPPORTED and a sentence when it does not suit. *is_last: none comes after. */
 clattn_status clattn__plan_device(const problem *p, const device_profile *device, const clattn_plan_options *options,
-                                  int nth, device_choice *choice);
+                                  int nth, device_choice *choice, bool *is_last);
 
 #endif

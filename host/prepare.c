@@ -11,26 +11,21 @@
 
 static const char *last_sentence(void) { return clattn_last_error()->message; }
 
-/* Tries the device's variants, best first, until one builds and fits. */
+/* Tries the device's variants, best first, until one builds, fits and runs. What fails with the last is the answer. */
 static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options *options, text *why)
 {
     struct device *d;
     FORWARD(clattn__context_device(plan->context, &d));
     const device_profile *profile = clattn__device_profile(d);
-    clattn_status failed = CLATTN_STATUS_SUCCESS;
+    bool is_last = false;
     for (int nth = 0;; nth++) {
-        char sentence[512];
-        snprintf(sentence, sizeof sentence, "%s", last_sentence());
-        clattn_status status = clattn__plan_device(&plan->problem, profile, options, nth, &plan->choice);
-        if (status != CLATTN_STATUS_SUCCESS)
-            return failed ? clattn__fail(failed, clattn_last_error()->cl_error, "%s", sentence) : status;
-        status = clattn__device_plan_create(d, plan->context, &plan->problem, &plan->choice, &plan->device_plan);
+        clattn_status status = clattn__plan_device(&plan->problem, profile, options, nth, &plan->choice, &is_last);
+        if (status == CLATTN_STATUS_SUCCESS)
+            status = clattn__device_plan_create(d, plan->context, &plan->problem, &plan->choice, &plan->device_plan);
         if (status == CLATTN_STATUS_SUCCESS) break;
-        if (status != CLATTN_STATUS_BUILD_FAILED && status != CLATTN_STATUS_UNSUPPORTED) return status;
-        if (status == CLATTN_STATUS_BUILD_FAILED && plan->choice.score_source)
-            return status; /* most likely the app's */
-        failed = status;
-        text_add(why, "refused: %s\n", last_sentence());
+        const bool is_the_apps = status == CLATTN_STATUS_BUILD_FAILED && plan->choice.score_source;
+        if (is_last || is_the_apps || status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
+        text_add(why, "refused: %.300s\n", last_sentence());
     }
     const int *axes = plan->choice.axes;
     snprintf(plan->device_name, sizeof plan->device_name, "%s", profile->name);
@@ -73,9 +68,9 @@ static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *optio
         const clattn_status status = prepare_device(plan, options, why);
         plan->path = CLATTN_PATH_DEVICE;
         if (status != CLATTN_STATUS_SUCCESS) {
-            const bool may_fall_back = status == CLATTN_STATUS_NO_DEVICE || status == CLATTN_STATUS_UNSUPPORTED ||
-                                       (status == CLATTN_STATUS_BUILD_FAILED && !plan->problem.score_function.source);
-            if (wanted == CLATTN_PATH_DEVICE || !may_fall_back) return status;
+            const bool is_the_apps = status == CLATTN_STATUS_BUILD_FAILED && plan->problem.score_function.source;
+            if (wanted == CLATTN_PATH_DEVICE || is_the_apps || status == CLATTN_STATUS_OUT_OF_HOST_MEMORY)
+                return status;
             text_add(why, "path host: %s\n", last_sentence());
             FORWARD(prepare_host(plan, options, why));
         } else if (wanted == CLATTN_PATH_AUTO) {
@@ -107,11 +102,14 @@ clattn_status clattn__plan_make(clattn_context *context, const problem *p, const
     clattn_problem_to_text(text_of, plan->text, sizeof plan->text);
     text why = {plan->explain, sizeof plan->explain, 0};
     text_add(&why, "%s\n", plan->text);
+    error_state before;
+    clattn__error_save(&before);
     const clattn_status status = prepare(plan, options, &why);
     if (status != CLATTN_STATUS_SUCCESS) {
         clattn__plan_drop(plan);
         return status;
     }
+    clattn__error_restore(&before); /* what was tried on the way is in the explanation */
     if (clattn__log_wants(context, LOG_PLAN)) {
         char *rest = NULL, lines[sizeof plan->explain];
         memcpy(lines, plan->explain, sizeof lines);

@@ -1,4 +1,4 @@
-/* Description -> canonical problem, or a status and a sentence. The only file that rejects. */
+/* Description -> canonical problem, and arguments, or a status and a sentence. */
 #include "problem.h"
 
 #include <inttypes.h>
@@ -15,6 +15,8 @@ const char *const clattn__tensor_names[TENSOR_COUNT] = {
     TENSOR_MAP(NAME)
 #undef NAME
 };
+
+#define SCALE_MAX_F32 2e38 /* times log2(e) it is still an f32 */
 
 void clattn_problem_init(clattn_problem *p, clattn_dtype dtype, int64_t batch, int64_t n_heads_q, int64_t n_heads_kv,
                          int64_t n_q, int64_t n_kv, int64_t head_dim)
@@ -34,15 +36,22 @@ void clattn_problem_init(clattn_problem *p, clattn_dtype dtype, int64_t batch, i
     p->kv_length = CLATTN_KV_LENGTH_ALL;
 }
 
+/* What overflows is of no use, and refused later; until then it must do no harm. */
+static int64_t product(int64_t a, int64_t b)
+{
+    int64_t n;
+    return __builtin_mul_overflow(a, b, &n) ? INT64_MAX : n;
+}
+
 clattn_strides clattn_strides_bhsd(int64_t heads, int64_t seq, int64_t dim)
 {
-    const clattn_strides s = {heads * seq * dim, seq * dim, dim};
+    const clattn_strides s = {product(product(heads, seq), dim), product(seq, dim), dim};
     return s;
 }
 
 clattn_strides clattn_strides_bshd(int64_t heads, int64_t seq, int64_t dim)
 {
-    const clattn_strides s = {heads * seq * dim, dim, heads * dim};
+    const clattn_strides s = {product(product(heads, seq), dim), dim, product(heads, dim)};
     return s;
 }
 
@@ -110,6 +119,14 @@ int64_t clattn__tensor_copy_bytes(const tensor_shape *t)
     for (int i = 0; i < 4; i++)
         if (t->stride[i] != 0 && __builtin_mul_overflow(bytes, t->count[i], &bytes)) return INT64_MAX;
     return bytes;
+}
+
+bool clattn__tensor_is_gapless(const tensor_shape *t)
+{
+    int64_t n = (int64_t)t->size;
+    for (int i = 0; i < 4; i++)
+        if (__builtin_mul_overflow(n, t->count[i], &n)) return false;
+    return n == t->bytes;
 }
 
 void clattn__tensor_copy_strides(const tensor_shape *t, int64_t stride[4])
@@ -221,7 +238,10 @@ clattn_status clattn__problem_make(const clattn_problem *g, problem *p)
     FORWARD(check_at_least("head_dim_v", g->head_dim_v, 1));
     RETURN_IF(g->n_heads_q % g->n_heads_kv, INVALID_ARGUMENT,
               "n_heads_q is %" PRId64 "; it must be a multiple of n_heads_kv, %" PRId64, g->n_heads_q, g->n_heads_kv);
+    const bool is_auto = g->scale == CLATTN_SCALE_AUTO;
     RETURN_IF(!isfinite(g->scale), INVALID_ARGUMENT, "scale is %g; it must be finite", g->scale);
+    RETURN_IF(!is_auto && g->dtype != CLATTN_DTYPE_F64 && fabs(g->scale) > SCALE_MAX_F32, INVALID_ARGUMENT,
+              "scale is %g; it must be at most %g, for scores are f32", g->scale, SCALE_MAX_F32);
     FORWARD(check_window("mask.window_left", g->mask.window_left));
     FORWARD(check_window("mask.window_right", g->mask.window_right));
     RETURN_IF(!g->kv_length_per_batch && g->kv_length != CLATTN_KV_LENGTH_ALL &&
@@ -258,7 +278,7 @@ clattn_status clattn__problem_make(const clattn_problem *g, problem *p)
     p->n_kv = g->n_kv;
     p->head_dim_qk = g->head_dim_qk;
     p->head_dim_v = g->head_dim_v;
-    p->scale = g->scale == CLATTN_SCALE_AUTO ? 1.0 / sqrt((double)g->head_dim_qk) : g->scale;
+    p->scale = is_auto ? 1.0 / sqrt((double)g->head_dim_qk) : g->scale;
     p->window_left = g->mask.window_left;
     p->window_right = g->mask.window_right;
     p->query_offset_per_batch = g->query_offset_per_batch;
@@ -342,21 +362,17 @@ static clattn_status check_place(const char *name, const clattn_buffer *b, bool 
     return CLATTN_STATUS_SUCCESS;
 }
 
-/* Certain overlap only: tensors without gaps. Others may interleave legally. */
-static bool is_gapless(const tensor_shape *t)
-{
-    return t->bytes && t->bytes == t->count[0] * t->count[1] * t->count[2] * t->count[3] * (int64_t)t->size;
-}
-
 static clattn_status check_output_apart(const problem *p, const clattn_forward_args *args, tensor_name output)
 {
     const clattn_buffer *out = clattn__args_buffer(args, output);
     const tensor_shape *a = &p->tensor[output];
-    if ((!out->host && !out->mem) || !is_gapless(a)) return CLATTN_STATUS_SUCCESS;
+    if ((!out->host && !out->mem) || !a->bytes || !clattn__tensor_is_gapless(a)) return CLATTN_STATUS_SUCCESS;
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
         const clattn_buffer *in = clattn__args_buffer(args, i);
         const tensor_shape *b = &p->tensor[i];
-        if (i == output || (!in->host && !in->mem) || in->mem != out->mem || !is_gapless(b)) continue;
+        if (i == output || (!in->host && !in->mem) || in->mem != out->mem || !b->bytes ||
+            !clattn__tensor_is_gapless(b)) /* those with gaps may interleave legally */
+            continue;
         const uintptr_t x = (uintptr_t)out->host + out->offset, y = (uintptr_t)in->host + in->offset;
         RETURN_IF(x < y + (uint64_t)b->bytes && y < x + (uint64_t)a->bytes, INVALID_ARGUMENT,
                   "args.%s, %" PRId64 " bytes, overlaps args.%s, %" PRId64 " bytes", clattn__tensor_names[output],
@@ -398,8 +414,9 @@ clattn_status clattn__problem_check_args(const problem *p, const clattn_forward_
               sizeof *args);
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
         const tensor_shape *t = &p->tensor[i];
+        if (!t->size) continue; /* not part of the problem: not looked at */
         FORWARD(check_place(clattn__tensor_names[i], clattn__args_buffer(args, i), i != TENSOR_LSE && t->bytes != 0,
-                            t->size ? t->size : 1));
+                            t->size));
     }
     FORWARD(check_place("workspace", &args->workspace, false, 1));
     FORWARD(check_output_apart(p, args, TENSOR_O));
@@ -414,7 +431,7 @@ clattn_status clattn__problem_check_host_args(const problem *p, const clattn_for
 {
     FORWARD(clattn__problem_check_args(p, args));
     for (tensor_name i = 0; i < TENSOR_COUNT; i++)
-        RETURN_IF(clattn__args_buffer(args, i)->mem, INVALID_ARGUMENT,
+        RETURN_IF(p->tensor[i].size && clattn__args_buffer(args, i)->mem, INVALID_ARGUMENT,
                   "args.%s is a cl_mem; this call takes host pointers", clattn__tensor_names[i]);
     return CLATTN_STATUS_SUCCESS;
 }

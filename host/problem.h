@@ -11,9 +11,10 @@
 #define TENSOR_MAP(XX)                                                                                                 \
     XX(Q, q)                                                                                                           \
     XX(K, k)                                                                                                           \
-    XX(V, v) XX(O, o) XX(LSE, lse) XX(BIAS, bias) XX(MASK, mask) XX(ALIBI, alibi_slopes) XX(SINKS, sinks)              \
-        XX(SCORE_DATA, score_data) XX(KV_LENGTHS, kv_lengths) XX(QUERY_OFFSETS, query_offsets) XX(CU_Q, cu_seqlens_q)  \
-            XX(CU_KV, cu_seqlens_kv)
+    XX(V, v)                                                                                                           \
+    XX(O, o)                                                                                                           \
+    XX(LSE, lse) XX(BIAS, bias) XX(MASK, mask) XX(ALIBI, alibi_slopes) XX(SINKS, sinks) XX(SCORE_DATA, score_data)     \
+        XX(KV_LENGTHS, kv_lengths) XX(QUERY_OFFSETS, query_offsets) XX(CU_Q, cu_seqlens_q) XX(CU_KV, cu_seqlens_kv)
 
 typedef enum tensor_name {
 #define TENSOR_ENUM(name, field) TENSOR_##name,
@@ -59,12 +60,15 @@ typedef struct problem_entry {
 /* Bytes of a copy that keeps what the tensor's strides broadcast but has no gaps; INT64_MAX past 63 bits. */
 int64_t clattn__tensor_copy_bytes(const tensor_shape *t);
 
+/* Every byte from the first element to the last belongs to an element. */
+bool clattn__tensor_is_gapless(const tensor_shape *t);
+
 /* That copy's strides. */
 void clattn__tensor_copy_strides(const tensor_shape *t, int64_t stride[4]);
 
 extern const char *const clattn__tensor_names[TENSOR_COUNT];
 
-/* The only place that rejects a description. */
+/* The one place that rejects a description. */
 clattn_status clattn__problem_make(const clattn_problem *given, problem *p);
 
 /* Rejects args that p cannot run with, wherever the buffers lie: missing ones, misplaced offsets, and numbers that lie in

@@ -9,8 +9,6 @@
 #include "half.h"
 #include "problem.h"
 
-__extension__ typedef __int128 wide; /* sums of two int64 may leave 64 bits */
-
 static double element(const void *data, clattn_dtype dtype, int64_t at)
 {
     switch (dtype) {
@@ -63,10 +61,10 @@ typedef struct row_at {
 static bool sees(const row_at *r, int64_t j)
 {
     const problem *p = r->p;
-    const wide position = (wide)r->entry.query_offset + r->i;
+    const int64_t ahead = j - r->i, offset = r->entry.query_offset; /* p - left <= j <= p + right with p = offset + i */
     if (j >= r->entry.kv_length) return false;
-    if (p->window_left >= 0 && j < position - p->window_left) return false;
-    if (p->window_right >= 0 && j > position + p->window_right) return false;
+    if (p->window_left >= 0 && offset >= INT64_MIN + p->window_left && ahead < offset - p->window_left) return false;
+    if (p->window_right >= 0 && offset <= INT64_MAX - p->window_right && ahead > offset + p->window_right) return false;
     const uint8_t *mask = clattn__args_host(r->args, TENSOR_MASK);
     return !p->has_mask || mask[place(&p->tensor[TENSOR_MASK], r->b, r->h, r->i, j)];
 }
@@ -87,8 +85,7 @@ static double score(const row_at *r, int64_t j, clattn_score_step step)
     if (p->alibi) {
         const float *slopes = clattn__args_host(r->args, TENSOR_ALIBI);
         const int64_t row = p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? r->b : 0;
-        const wide distance = (wide)r->entry.query_offset + r->i - j;
-        s -= (double)slopes[row * p->n_heads_q + r->h] * (double)(distance < 0 ? -distance : distance);
+        s -= (double)slopes[row * p->n_heads_q + r->h] * fabs((double)r->entry.query_offset + (double)(r->i - j));
     }
     if (p->bias_dtype)
         s += element(clattn__args_host(r->args, TENSOR_BIAS), p->bias_dtype,

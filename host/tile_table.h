@@ -1,6 +1,6 @@
 /* Tile configurations of cl/attn_fwd.cl: data, and the arithmetic to choose from it. Pure; knows no OpenCL. */
-#ifndef CLATTN__TILE_TABLE_H
-#define CLATTN__TILE_TABLE_H
+#ifndef CLATTN_TILE_TABLE_H
+#define CLATTN_TILE_TABLE_H
 
 #include <stdint.h>
 

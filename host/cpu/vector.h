@@ -74,23 +74,29 @@ INLINE int vec_any_nan(vec a)
 #endif
 }
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define vec_shuffle(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define vec_shuffle(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
 /* 0, 1, 2, ... and the two halves of a perfect shuffle */
 #if LANES == 16
 #define IVEC_IOTA ((ivec){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
-#define vec_zip_low(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define vec_zip_high(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#define vec_zip_low(a, b) vec_shuffle(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define vec_zip_high(a, b) vec_shuffle(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
 #elif LANES == 8
 #define IVEC_IOTA ((ivec){0, 1, 2, 3, 4, 5, 6, 7})
-#define vec_zip_low(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
-#define vec_zip_high(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#define vec_zip_low(a, b) vec_shuffle(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define vec_zip_high(a, b) vec_shuffle(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
 #elif LANES == 4
 #define IVEC_IOTA ((ivec){0, 1, 2, 3})
-#define vec_zip_low(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
-#define vec_zip_high(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define vec_zip_low(a, b) vec_shuffle(a, b, 0, 4, 1, 5)
+#define vec_zip_high(a, b) vec_shuffle(a, b, 2, 6, 3, 7)
 #else
 #define IVEC_IOTA ((ivec){0, 1})
-#define vec_zip_low(a, b) __builtin_shufflevector(a, b, 0, 2)
-#define vec_zip_high(a, b) __builtin_shufflevector(a, b, 1, 3)
+#define vec_zip_low(a, b) vec_shuffle(a, b, 0, 2)
+#define vec_zip_high(a, b) vec_shuffle(a, b, 1, 3)
 #endif
 
 /* x becomes its transpose: log2(LANES) rounds of perfect shuffles. */

@@ -21,6 +21,12 @@ clattn_status clattn_context_create_from_cl(cl_context cl, cl_device_id id, cons
     RETURN_IF(!found, INVALID_ARGUMENT, "the device is not one of the cl_context's %zu", bytes / sizeof *devices);
 
     clattn_context *c;
+    clattn_context_options own;
+    if (options && options->struct_size == sizeof own) {
+        own = *options;
+        own.device = CLATTN_DEVICE_DEFAULT;
+        options = &own;
+    }
     FORWARD(clattn__context_new(options, &c));
     c->from_app = true;
     c->device_tried = true;
@@ -57,6 +63,20 @@ static clattn_status check_queue(const struct device *d, cl_command_queue queue)
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* Drivers differ in what they make of these. */
+static clattn_status check_wait_list(const struct device *d, cl_uint n, const cl_event *events)
+{
+    RETURN_IF((n == 0) != (events == NULL), INVALID_ARGUMENT, "n_wait is %u and wait_list is %s", n,
+              events ? "given" : "NULL");
+    for (cl_uint i = 0; i < n; i++) {
+        cl_context cl = NULL;
+        RETURN_IF(!events[i], INVALID_ARGUMENT, "wait_list[%u] is NULL", i);
+        RETURN_IF_CL("clGetEventInfo", clGetEventInfo(events[i], CL_EVENT_CONTEXT, sizeof cl, &cl, NULL));
+        RETURN_IF(cl != d->cl, INVALID_ARGUMENT, "wait_list[%u] belongs to another cl_context than the plan's", i);
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
 static clattn_status check_mem(const struct device *d, const char *name, const clattn_buffer *b, int64_t bytes,
                                bool written)
 {
@@ -90,17 +110,18 @@ clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_command_queue q
               "the plan has no device kernel: ask for path DEVICE, or make the context on your cl_context");
     const problem *p = &plan->problem;
     const struct device *d = plan->device_plan->device;
+    FORWARD(clattn__device_check_process(d));
     FORWARD(check_queue(d, queue));
-    RETURN_IF((n_wait == 0) != (wait_list == NULL), INVALID_ARGUMENT, "n_wait is %u and wait_list is %s", n_wait,
-              wait_list ? "given" : "NULL");
+    FORWARD(check_wait_list(d, n_wait, wait_list));
     FORWARD(clattn__problem_check_args(p, args));
     launch_buffers b = {0};
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
         const clattn_buffer *given = clattn__args_buffer(args, i);
         const tensor_shape *t = &p->tensor[i];
+        if (!t->size) continue; /* not part of the problem */
         FORWARD(check_mem(d, clattn__tensor_names[i], given, t->bytes, i == TENSOR_O || i == TENSOR_LSE));
-        b.tensor[i] = t->size ? given->mem : NULL;
-        b.at[i] = t->size ? (int64_t)(given->offset / t->size) : 0;
+        b.tensor[i] = given->mem;
+        b.at[i] = (int64_t)(given->offset / t->size);
     }
     clattn__launch_numbers(&b, plan->device_plan, p, args);
     if (p->tensor[TENSOR_O].bytes == 0) {

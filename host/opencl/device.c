@@ -2,6 +2,7 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <clattn/clattn.h>
 
@@ -279,14 +280,23 @@ clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device
     clRetainDevice(id);
     d->cl = cl;
     d->id = id;
+    d->owner = getpid();
     pthread_mutex_init(&d->lock, NULL);
     *out = d;
     return CLATTN_STATUS_SUCCESS;
 }
 
+clattn_status clattn__device_check_process(const struct device *d)
+{
+    RETURN_IF(d->owner != getpid(), OPENCL_ERROR,
+              "the context's device was opened by process %ld, which forked: OpenCL does not work in the child",
+              (long)d->owner);
+    return CLATTN_STATUS_SUCCESS;
+}
+
 void clattn__device_close(struct device *d)
 {
-    if (!d) return;
+    if (!d || d->owner != getpid()) return;
     for (device_kernel *k = d->kernels, *next; k; k = next) {
         next = k->next;
         clattn__device_kernel_free(k);

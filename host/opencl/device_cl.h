@@ -2,6 +2,8 @@
 #ifndef CLATTN_DEVICE_CL_H
 #define CLATTN_DEVICE_CL_H
 
+#include <sys/types.h>
+
 #include <clattn/opencl.h>
 
 #include "../device.h"
@@ -21,6 +23,7 @@ struct device {
     cl_context cl;
     cl_device_id id;
     cl_command_queue queue; /* in-order; clattn's own */
+    pid_t owner;            /* drivers do not survive a fork */
     device_profile profile;
     pthread_mutex_t lock;   /* guards kernels */
     device_kernel *kernels; /* built so far; freed with the device */
@@ -44,6 +47,9 @@ clattn_status clattn__cl_fail(const char *call, cl_int code);
 
 /* Fills profile from the device; "" or why clattn cannot use it. */
 const char *clattn__device_probe(cl_device_id id, device_profile *profile);
+
+/* Refuses in a forked child, where drivers hang. */
+clattn_status clattn__device_check_process(const struct device *d);
 
 /* A device on the app's context. */
 clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **d);

@@ -92,24 +92,25 @@ static void options_make(const device_choice *choice, char *to, size_t size)
     for (int i = 0; i < AXIS_COUNT; i++) text_add(&t, " -D%s=%d", clattn__axis_names[i], choice->axes[i]);
 }
 
-static clattn_status build_failed(struct device *d, clattn_context *context, cl_program program, const char *name,
-                                  const char *options, cl_int code)
+static clattn_status build_failed(const struct device *d, cl_program program, const char *name, const char *options,
+                                  cl_int code)
 {
     size_t size = 0;
     clGetProgramBuildInfo(program, d->id, CL_PROGRAM_BUILD_LOG, 0, NULL, &size);
     char *log = calloc(1, size + 1);
     if (log) clGetProgramBuildInfo(program, d->id, CL_PROGRAM_BUILD_LOG, size, log, NULL);
+    for (char *c = log; c && *c; c++)
+        if (*c == '\n') *c = ' ';
     const char *error = log ? strstr(log, "error") : NULL;
     if (!error) error = log ? log : "";
-    clattn__log(context, LOG_BUILD, "%s %s: %s", name, options, log ? log : "");
-    const clattn_status status = clattn__fail(CLATTN_STATUS_BUILD_FAILED, code, "%s %s did not build on %s: %.300s",
-                                              name, options, d->profile.name, error);
+    const clattn_status status = clattn__fail(CLATTN_STATUS_BUILD_FAILED, code, "%s did not build on %s: %.600s (%s)",
+                                              name, d->profile.name, error, options);
     free(log);
     return status;
 }
 
-static clattn_status program_build(struct device *d, clattn_context *context, const char *name, const char *options,
-                                   const char *score_function, cl_program *out)
+static clattn_status program_build(struct device *d, const char *name, const char *options, const char *score_function,
+                                   cl_program *out)
 {
     cl_int code;
     char *data = source_make(name, score_function);
@@ -122,7 +123,7 @@ static clattn_status program_build(struct device *d, clattn_context *context, co
     if (code != CL_SUCCESS) {
         const clattn_status status = code == CL_OUT_OF_HOST_MEMORY || code == CL_OUT_OF_RESOURCES
                                          ? clattn__cl_fail("clBuildProgram", code)
-                                         : build_failed(d, context, program, name, options, code);
+                                         : build_failed(d, program, name, options, code);
         clReleaseProgram(program);
         return status;
     }
@@ -158,8 +159,7 @@ void clattn__device_kernel_free(device_kernel *k)
     free(k);
 }
 
-static clattn_status kernel_make(struct device *d, clattn_context *context, const device_choice *choice,
-                                 const char *key, device_kernel **out)
+static clattn_status kernel_make(struct device *d, const device_choice *choice, const char *key, device_kernel **out)
 {
     cl_int code;
     const char *name = clattn_kernel_name(choice->kernel);
@@ -169,7 +169,7 @@ static clattn_status kernel_make(struct device *d, clattn_context *context, cons
     RETURN_IF(!k, OUT_OF_HOST_MEMORY, "no room for a kernel");
     pthread_mutex_init(&k->lock, NULL);
     k->key = strdup(key);
-    clattn_status status = k->key ? program_build(d, context, name, options, choice->score_source, &k->program)
+    clattn_status status = k->key ? program_build(d, name, options, choice->score_source, &k->program)
                                   : clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a kernel");
     if (status == CLATTN_STATUS_SUCCESS) {
         k->kernel = clCreateKernel(k->program, name, &code);
@@ -179,7 +179,6 @@ static clattn_status kernel_make(struct device *d, clattn_context *context, cons
         clattn__device_kernel_free(k);
         return status;
     }
-    clattn__log(context, LOG_BUILD, "%s %s", name, options);
     *out = k;
     return CLATTN_STATUS_SUCCESS;
 }
@@ -197,16 +196,20 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
     clattn_status status = CLATTN_STATUS_SUCCESS;
     pthread_mutex_lock(&d->lock);
     device_kernel *k = d->kernels;
+    bool built = false;
     while (k && strcmp(k->key, key)) k = k->next;
     if (!k) {
-        status = kernel_make(d, context, choice, key, &k);
-        if (status == CLATTN_STATUS_SUCCESS) {
+        status = kernel_make(d, choice, key, &k);
+        built = status == CLATTN_STATUS_SUCCESS;
+        if (built) {
             k->next = d->kernels;
             d->kernels = k;
         }
     }
     pthread_mutex_unlock(&d->lock);
     free(key);
+    if (built) clattn__log(context, LOG_BUILD, "%s %s", clattn_kernel_name(choice->kernel), options);
+    if (status != CLATTN_STATUS_SUCCESS) clattn__log(context, LOG_BUILD, "%s", clattn_last_error()->message);
     if (status == CLATTN_STATUS_SUCCESS) *out = k;
     return status;
 }

@@ -150,6 +150,7 @@ static clattn_status fixed_make(device_plan *plan, const problem *p)
 clattn_status clattn__device_plan_create(struct device *d, clattn_context *context, const problem *p,
                                          const device_choice *choice, device_plan **out)
 {
+    FORWARD(clattn__device_check_process(d));
     device_plan *plan = calloc(1, sizeof *plan);
     RETURN_IF(!plan, OUT_OF_HOST_MEMORY, "no room for a plan");
     plan->device = d;
@@ -197,11 +198,13 @@ static void stretches_free(stretch s[TENSOR_COUNT])
         if (s[i].mem && s[i].owns_mem) clReleaseMemObject(s[i].mem);
 }
 
-/* One cl_mem over each cluster of overlapping stretches. *too_large: a cluster is beyond one allocation. */
-static clattn_status stretches_share(const device_plan *plan, stretch s[TENSOR_COUNT], bool *too_large)
+/* One cl_mem over each cluster of overlapping stretches. *must_copy: a cluster is beyond one allocation, or holds a
+ * tensor at a place that its elements do not divide, or an output has gaps, which are others' to write meanwhile. */
+static clattn_status stretches_share(const device_plan *plan, const problem *p, stretch s[TENSOR_COUNT],
+                                     bool *must_copy)
 {
-    *too_large = false;
-    for (int i = 0; i < TENSOR_COUNT; i++) {
+    *must_copy = !clattn__tensor_is_gapless(&p->tensor[TENSOR_O]) || !clattn__tensor_is_gapless(&p->tensor[TENSOR_LSE]);
+    for (int i = 0; i < TENSOR_COUNT && !*must_copy; i++) {
         if (!s[i].begin || s[i].mem) continue;
         char *begin = s[i].begin, *end = s[i].end;
         bool written = false;
@@ -213,8 +216,11 @@ static clattn_status stretches_share(const device_plan *plan, stretch s[TENSOR_C
                 if (s[j].end > end) end = s[j].end, grown = true;
             }
         }
-        *too_large = end - begin > plan->device->profile.max_alloc_bytes;
-        if (*too_large) return CLATTN_STATUS_SUCCESS;
+        *must_copy = end - begin > plan->device->profile.max_alloc_bytes;
+        for (int j = i; j < TENSOR_COUNT; j++)
+            if (s[j].begin && s[j].begin < end && begin < s[j].end)
+                *must_copy |= (s[j].begin - begin) % (int64_t)p->tensor[j].size != 0;
+        if (*must_copy) return CLATTN_STATUS_SUCCESS;
         for (int j = i; j < TENSOR_COUNT; j++)
             written |= (j == TENSOR_O || j == TENSOR_LSE) && s[j].begin && s[j].begin < end && begin < s[j].end;
         cl_int code;
@@ -277,16 +283,26 @@ static clattn_status launch_and_wait(device_plan *plan, const problem *p, const 
     FORWARD(clattn__launch(plan, p, plan->device->queue, &b, 0, NULL, &done));
     const cl_int code = clWaitForEvents(1, &done);
     clReleaseEvent(done);
+    if (code != CL_SUCCESS) clFinish(plan->device->queue); /* nothing may still write the caller's memory */
     RETURN_IF_CL("clWaitForEvents", code);
     return CLATTN_STATUS_SUCCESS;
+}
+
+/* A failure after outputs were written is no want of memory, which promises that nothing was. */
+static clattn_status late(clattn_status status)
+{
+    if (status != CLATTN_STATUS_OUT_OF_HOST_MEMORY && status != CLATTN_STATUS_OUT_OF_DEVICE_MEMORY) return status;
+    error_state error;
+    clattn__error_save(&error);
+    return clattn__fail(CLATTN_STATUS_OPENCL_ERROR, error.cl_error, "after the kernel ran: %.900s", error.message);
 }
 
 static clattn_status forward_in_place(device_plan *plan, const problem *p, const clattn_forward_args *args,
                                       const stretch s[TENSOR_COUNT])
 {
     FORWARD(launch_and_wait(plan, p, args, s));
-    FORWARD(map_back(plan, &s[TENSOR_O]));
-    return s[TENSOR_LSE].mem ? map_back(plan, &s[TENSOR_LSE]) : CLATTN_STATUS_SUCCESS;
+    FORWARD(late(map_back(plan, &s[TENSOR_O])));
+    return s[TENSOR_LSE].mem ? late(map_back(plan, &s[TENSOR_LSE])) : CLATTN_STATUS_SUCCESS;
 }
 
 /* ---- host pointers, copied: without gaps on the device, whatever the caller's strides */
@@ -320,7 +336,8 @@ static clattn_status copy_tensor(const device_plan *plan, const tensor_shape *t,
     const size_t bytes = (size_t)clattn__tensor_copy_bytes(t);
     clattn__tensor_copy_strides(t, dense);
     char *copy = clEnqueueMapBuffer(plan->device->queue, mem, CL_TRUE,
-                                    direction == COPY_IN ? CL_MAP_WRITE : CL_MAP_READ, 0, bytes, 0, NULL, NULL, &code);
+                                    direction == COPY_IN ? CL_MAP_WRITE_INVALIDATE_REGION : CL_MAP_READ, 0, bytes, 0,
+                                    NULL, NULL, &code);
     RETURN_IF_CL("clEnqueueMapBuffer", code);
     copy_rows(t, dense, caller, copy, direction);
     RETURN_IF_CL("clEnqueueUnmapMemObject", clEnqueueUnmapMemObject(plan->device->queue, mem, copy, 0, NULL, &done));
@@ -348,27 +365,28 @@ static clattn_status forward_copied(device_plan *plan, const problem *given, con
     FORWARD(launch_and_wait(plan, &p, args, s));
     FORWARD(copy_tensor(plan, &given->tensor[TENSOR_O], caller[TENSOR_O].begin, s[TENSOR_O].mem, COPY_OUT));
     if (!s[TENSOR_LSE].mem) return CLATTN_STATUS_SUCCESS;
-    return copy_tensor(plan, &given->tensor[TENSOR_LSE], caller[TENSOR_LSE].begin, s[TENSOR_LSE].mem, COPY_OUT);
+    return late(copy_tensor(plan, &given->tensor[TENSOR_LSE], caller[TENSOR_LSE].begin, s[TENSOR_LSE].mem, COPY_OUT));
 }
 
 clattn_status clattn__device_forward(device_plan *plan, const problem *p, const clattn_forward_args *args, bool copy)
 {
     if (p->tensor[TENSOR_O].bytes == 0) return CLATTN_STATUS_SUCCESS;
+    FORWARD(clattn__device_check_process(plan->device));
     stretch caller[TENSOR_COUNT], s[TENSOR_COUNT] = {{0}};
     stretches_find(p, args, caller);
-    bool too_large = false;
+    bool must_copy = false;
     clattn_status status = CLATTN_STATUS_SUCCESS;
     copy = copy || !plan->device->profile.shares_host_memory;
     if (!copy) {
         memcpy(s, caller, sizeof s);
-        status = stretches_share(plan, s, &too_large);
-        if (status == CLATTN_STATUS_SUCCESS && !too_large) status = forward_in_place(plan, p, args, s);
-        if (too_large) {
+        status = stretches_share(plan, p, s, &must_copy);
+        if (status == CLATTN_STATUS_SUCCESS && !must_copy) status = forward_in_place(plan, p, args, s);
+        if (must_copy) {
             stretches_free(s);
             memset(s, 0, sizeof s);
         }
     }
-    if (copy || too_large) status = forward_copied(plan, p, args, caller, s);
+    if (copy || must_copy) status = forward_copied(plan, p, args, caller, s);
     stretches_free(s);
     return status;
 }

@@ -126,7 +126,7 @@ typedef struct clattn_problem {
     int64_t head_dim_qk, head_dim_v;      /* at least 1 */
     clattn_strides q, k, v, o;            /* default all 0: dense */
     clattn_strides lse;                   /* of LSE [batch, heads, seq]; default all 0: dense */
-    double scale;                         /* finite; default CLATTN_SCALE_AUTO */
+    double scale;                         /* finite, below 2e38 in size unless f64; default CLATTN_SCALE_AUTO */
     clattn_mask mask;                     /* default: no bound */
     int64_t query_offset;                 /* position of query row 0, any value; default 0 (top-left causal) */
     int64_t kv_length;                    /* keys in use, 0..n_kv; default CLATTN_KV_LENGTH_ALL */
@@ -175,7 +175,7 @@ typedef struct clattn_forward_args {
 } clattn_forward_args;
 
 /* One line of the log: kind is "plan", "build" or "run"; text has no newline and is the caller's to copy. It may be
- * called from any thread that uses the context. */
+ * called from any thread that uses the context, with no lock of clattn's held. */
 typedef void(clattn_log_fn)(const char *kind, const char *text, void *user);
 
 /* Runs task(argument, i) for every i in [0, n), on any threads in any order, and returns when all are done. */
@@ -208,7 +208,7 @@ typedef struct clattn_plan_options {
     clattn_kernel kernel;      /* default AUTO; a kernel of the other path is refused */
     int64_t block_q, block_kv; /* rows of a query tile, keys of a kv block; default 0: automatic. Cut to the sequence,
                                   then to the nearest size that the kernel has: clattn_plan_get_info tells which */
-    int n_threads;             /* host path; default 0: the context's */
+    int n_threads;             /* host path; default 0, and at most: the context's */
 } clattn_plan_options;
 
 /* What a plan decided. Strings belong to the plan. */
@@ -235,7 +235,7 @@ typedef struct clattn_device_info {
     int64_t max_work_group_size; /* work-items */
     int64_t local_bytes, global_bytes, max_alloc_bytes;
     int has_fp64;           /* 1: f64 problems can run */
-    int shares_host_memory; /* 1: clattn_forward copies nothing */
+    int shares_host_memory; /* 1: clattn_forward copies nothing, but where overlaps or gaps force it */
     int usable;             /* 1: clattn can run on it */
     clattn_kernel kernel;   /* what AUTO takes there */
     char why[256];          /* why it is not usable, or why that kernel */
