@@ -45,10 +45,19 @@ CLATTN_API clattn_status clattn_problem_check(const clattn_problem *p);
 
 /* One line of text, as the program, the tests and the log use it:
  *   f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [window=256,0] [offset=896] [kvlen=1000] [scale=0.5] [bshd]
+ *   [softcap=30] [alibi] [bias=1,h,q,kv:f16] [mask=b,1,1,kv] [sinks] [dropout=0.1:seed=7] [varlen=3,5,0,17]
+ * Dimensions of a bias or mask that are 1 are broadcast; without dimensions it has all four, without type the problem's.
+ * varlen lists the sequences' lengths, or `varlen=Q1,Q2:KV1,KV2` those of queries and keys, and stands for b, q and kv.
  * from_text: INVALID_ARGUMENT names the word it could not read; p is filled only on success. to_text: at most size - 1
- * bytes and a 0, returning the full length as snprintf does. Strides other than dense and bshd are not in the text. */
+ * bytes and a 0, returning the full length as snprintf does. Not in the text: strides other than dense and bshd, score
+ * functions, and what args hold. */
 CLATTN_API clattn_status clattn_problem_from_text(const char *text, clattn_problem *p);
 CLATTN_API size_t clattn_problem_to_text(const clattn_problem *p, char *text, size_t size);
+
+/* What a text says of a call: dropout's seed (0 when it says nothing), and the sequences as cu_seqlens [batch + 1]. NULL:
+ * not wanted. */
+CLATTN_API clattn_status clattn_problem_text_args(const char *text, uint64_t *seed, int64_t *cu_seqlens_q,
+                                                  int64_t *cu_seqlens_kv);
 
 /* ---- devices */
 
