@@ -54,7 +54,7 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
     const i64 lse_at =
         args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head + entry.q_row_first * args.lse_row;
 
-    real4 acc[TILE_M][TILE_D4]; /* this work-item's part of O [BLOCK_Q, HEAD_DIM_V] */
+    o_row acc[TILE_M]; /* this work-item's part of O [BLOCK_Q, HEAD_DIM_V] */
     row_state state;
     q_tile_load(stage + Q_AT, q, args.q_row, row_first, n_q, lid);
     row_state_init(&state, sink_of(&args, at, sinks), col);
@@ -84,16 +84,18 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
         if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, PROB_HIDDEN, row, col);
         tile_share(p_tile, s, row, col);
 
-        tile_scale_rows(acc, rescale);
+        o_row part[TILE_M]; /* as acc */
+        o_row *sum = tile_block_begin(acc, part, rescale);
         for (int t = 0; t < BLOCK_KV; t += V_SLICE) {
             v_slice_load(stage + V_AT, v, args.v_row, j0 + t, j_end, lid);
             barrier(CLK_LOCAL_MEM_FENCE);
             if (cut)
-                tile_matmul_nn_masked(acc, p_tile + t / 4, stage + V_AT, row, col);
+                tile_matmul_nn_masked(sum, p_tile + t / 4, stage + V_AT, row, col);
             else
-                tile_matmul_nn(acc, p_tile + t / 4, stage + V_AT, row, col);
+                tile_matmul_nn(sum, p_tile + t / 4, stage + V_AT, row, col);
             barrier(CLK_LOCAL_MEM_FENCE);
         }
+        tile_block_end(acc, part, rescale);
     }
 
     row_state_finish(&state, row_part, row, col);
