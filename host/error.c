@@ -2,8 +2,9 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
-static _Thread_local char last_message[1024];
+static _Thread_local char last_message[sizeof((error_state *)0)->message];
 static _Thread_local clattn_error last_error;
 
 clattn_status clattn__fail(clattn_status status, int32_t cl_error, const char *format, ...)
@@ -22,6 +23,20 @@ const clattn_error *clattn_last_error(void)
 {
     if (!last_error.message) last_error.message = "";
     return &last_error;
+}
+
+void clattn__error_save(error_state *state)
+{
+    state->status = last_error.status;
+    state->cl_error = last_error.cl_error;
+    memcpy(state->message, last_message, sizeof last_message);
+}
+
+void clattn__error_restore(const error_state *state)
+{
+    last_error.status = state->status;
+    last_error.cl_error = state->cl_error;
+    memcpy(last_message, state->message, sizeof last_message);
 }
 
 const char *clattn_status_name(clattn_status status)

@@ -8,6 +8,16 @@
 clattn_status clattn__fail(clattn_status status, int32_t cl_error, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* A copy of the thread's last error, to give back after an attempt whose failure is not the caller's. */
+typedef struct error_state {
+    clattn_status status;
+    int32_t cl_error;
+    char message[1024];
+} error_state;
+
+void clattn__error_save(error_state *state);
+void clattn__error_restore(const error_state *state);
+
 #define RETURN_IF(condition, status, ...)                                                                              \
     do {                                                                                                               \
         if (condition) return clattn__fail(CLATTN_STATUS_##status, 0, __VA_ARGS__);                                    \

@@ -18,16 +18,18 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
     FORWARD(clattn__context_device(plan->context, &d));
     const device_profile *profile = clattn__device_profile(d);
     clattn_status failed = CLATTN_STATUS_SUCCESS;
+    int32_t cl_error = 0; /* of what failed */
     for (int nth = 0;; nth++) {
         char sentence[512];
         snprintf(sentence, sizeof sentence, "%s", last_sentence());
         clattn_status status = clattn__plan_device(&plan->problem, profile, options, nth, &plan->choice);
         if (status != CLATTN_STATUS_SUCCESS)
-            return failed ? clattn__fail(failed, clattn_last_error()->cl_error, "%s", sentence) : status;
+            return failed ? clattn__fail(failed, cl_error, "%s", sentence) : status;
         status = clattn__device_plan_create(d, plan->context, &plan->problem, &plan->choice, &plan->device_plan);
         if (status == CLATTN_STATUS_SUCCESS) break;
         if (status != CLATTN_STATUS_BUILD_FAILED && status != CLATTN_STATUS_UNSUPPORTED) return status;
         failed = status;
+        cl_error = clattn_last_error()->cl_error;
         text_add(why, "refused: %s\n", last_sentence());
     }
     const int *axes = plan->choice.axes;
@@ -105,11 +107,14 @@ clattn_status clattn__plan_make(clattn_context *context, const problem *p, const
     clattn_problem_to_text(text_of, plan->text, sizeof plan->text);
     text why = {plan->explain, sizeof plan->explain, 0};
     text_add(&why, "%s\n", plan->text);
+    error_state before;
+    clattn__error_save(&before);
     const clattn_status status = prepare(plan, options, &why);
     if (status != CLATTN_STATUS_SUCCESS) {
         clattn__plan_drop(plan);
         return status;
     }
+    clattn__error_restore(&before); /* what was tried on the way is in the explanation */
     if (clattn__log_wants(context, LOG_PLAN)) {
         char *rest = NULL, lines[sizeof plan->explain];
         memcpy(lines, plan->explain, sizeof lines);

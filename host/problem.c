@@ -29,15 +29,22 @@ void clattn_problem_init(clattn_problem *p, clattn_dtype dtype, int64_t batch, i
     p->kv_length = CLATTN_KV_LENGTH_ALL;
 }
 
+/* What overflows is of no use, and refused later; until then it must do no harm. */
+static int64_t product(int64_t a, int64_t b)
+{
+    int64_t n;
+    return __builtin_mul_overflow(a, b, &n) ? INT64_MAX : n;
+}
+
 clattn_strides clattn_strides_bhsd(int64_t heads, int64_t seq, int64_t dim)
 {
-    const clattn_strides s = {heads * seq * dim, seq * dim, dim};
+    const clattn_strides s = {product(product(heads, seq), dim), product(seq, dim), dim};
     return s;
 }
 
 clattn_strides clattn_strides_bshd(int64_t heads, int64_t seq, int64_t dim)
 {
-    const clattn_strides s = {heads * seq * dim, dim, heads * dim};
+    const clattn_strides s = {product(product(heads, seq), dim), dim, product(heads, dim)};
     return s;
 }
 
@@ -225,7 +232,9 @@ static clattn_status check_place(const char *name, const clattn_buffer *b, bool 
 /* Certain overlap only: tensors without gaps. Others may interleave legally. */
 static bool is_gapless(const tensor_shape *t)
 {
-    return t->bytes == t->batch * t->heads * t->seq * t->dim * (int64_t)t->size;
+    int64_t n;
+    return !__builtin_mul_overflow(t->batch, t->heads, &n) && !__builtin_mul_overflow(n, t->seq, &n) &&
+           !__builtin_mul_overflow(n, t->dim, &n) && !__builtin_mul_overflow(n, (int64_t)t->size, &n) && n == t->bytes;
 }
 
 static clattn_status check_outputs_apart(const problem *p, const clattn_forward_args *args, tensor_name output)

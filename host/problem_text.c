@@ -15,7 +15,7 @@ static bool read_int(const char *s, int64_t *value)
     char *end;
     errno = 0;
     const long long x = strtoll(s, &end, 10);
-    if (end == s || *end || errno || *s == '+' || *s == ' ') return false;
+    if (end == s || *end || errno || (*s != '-' && (*s < '0' || *s > '9'))) return false; /* no space, no '+' */
     *value = x;
     return true;
 }
@@ -41,7 +41,7 @@ static bool read_scale(const char *s, double *scale)
 {
     char *end;
     const double x = strtod(s, &end);
-    if (end == s || *end || *s == ' ') return false;
+    if (end == s || *end || strchr(" \v\f", *s)) return false;
     *scale = x;
     return true;
 }
@@ -55,49 +55,54 @@ static bool read_dtype(const char *s, clattn_dtype *dtype)
     return false;
 }
 
+static const char blanks[] = " \t\r\n";
+
 clattn_status clattn_problem_from_text(const char *given, clattn_problem *out)
 {
     RETURN_IF(!given || !out, INVALID_ARGUMENT, "the text or the problem is NULL");
     clattn_problem p;
-    clattn_problem_init(&p, CLATTN_DTYPE_F32, 1, 0, 0, -1, -1, 0);
-    int64_t head_dim = 0, head_dim_v = 0;
-    bool causal = false, bshd = false, has_dtype = false;
+    clattn_problem_init(&p, CLATTN_DTYPE_F32, 1, 0, 0, 0, 0, 0);
+    enum { HQ, HKV, Q, KV, D, DV, REST };
+    struct {
+        const char *name;
+        int64_t *value;
+        bool given;
+    } fields[] = {
+        [HQ] = {"hq", &p.n_heads_q, false}, [HKV] = {"hkv", &p.n_heads_kv, false}, [Q] = {"q", &p.n_q, false},
+        [KV] = {"kv", &p.n_kv, false},      [D] = {"d", &p.head_dim_qk, false},    [DV] = {"dv", &p.head_dim_v, false},
+        [REST] = {"b", &p.batch, false},    {"offset=", &p.query_offset, false},   {"kvlen=", &p.kv_length, false}};
+    const size_t n_fields = sizeof fields / sizeof fields[0];
+    bool causal = false, bshd = false, has_dtype = false, has_window = false, has_scale = false;
 
-    for (const char *s = given; *(s += strspn(s, " \t"));) {
-        const size_t n = strcspn(s, " \t");
+    for (const char *s = given; *(s += strspn(s, blanks));) {
+        const size_t n = strcspn(s, blanks);
         char w[64];
+        size_t i = 0;
         RETURN_IF(n >= sizeof w, INVALID_ARGUMENT, "problem text: a word of %zu characters: %.20s...", n, s);
         memcpy(w, s, n);
         w[n] = 0;
         s += n;
-        if (!has_dtype && read_dtype(w, &p.dtype)) {
+        while (i < n_fields && (fields[i].given || !read_field(w, fields[i].name, fields[i].value))) i++;
+        if (i < n_fields)
+            fields[i].given = true;
+        else if (!has_dtype && read_dtype(w, &p.dtype))
             has_dtype = true;
-            continue;
-        }
-        if (!strcmp(w, "causal")) {
+        else if (!causal && !strcmp(w, "causal"))
             causal = true;
-            continue;
-        }
-        if (!strcmp(w, "bshd")) {
+        else if (!bshd && !strcmp(w, "bshd"))
             bshd = true;
-            continue;
-        }
-        if (!strncmp(w, "window=", 7) ? read_window(w + 7, &p.mask)
-                                      : !strncmp(w, "scale=", 6) && read_scale(w + 6, &p.scale))
-            continue;
-        if (read_field(w, "offset=", &p.query_offset) || read_field(w, "kvlen=", &p.kv_length) ||
-            read_field(w, "b", &p.batch) || read_field(w, "hq", &p.n_heads_q) || read_field(w, "hkv", &p.n_heads_kv) ||
-            read_field(w, "q", &p.n_q) || read_field(w, "kv", &p.n_kv) || read_field(w, "dv", &head_dim_v) ||
-            read_field(w, "d", &head_dim))
-            continue;
-        return clattn__fail(CLATTN_STATUS_INVALID_ARGUMENT, 0, "problem text: cannot read '%s'", w);
+        else if (!has_window && !strncmp(w, "window=", 7) && read_window(w + 7, &p.mask))
+            has_window = true;
+        else if (!has_scale && !strncmp(w, "scale=", 6) && read_scale(w + 6, &p.scale))
+            has_scale = true;
+        else
+            return clattn__fail(CLATTN_STATUS_INVALID_ARGUMENT, 0, "problem text: cannot read '%s', or not twice", w);
     }
     RETURN_IF(!has_dtype, INVALID_ARGUMENT, "problem text: no storage type (f32, f16, bf16 or f64)");
-    RETURN_IF(p.n_heads_q == 0 || p.n_q == -1 || p.n_kv == -1 || head_dim == 0, INVALID_ARGUMENT,
+    RETURN_IF(!fields[HQ].given || !fields[Q].given || !fields[KV].given || !fields[D].given, INVALID_ARGUMENT,
               "problem text: hq, q, kv and d must be given");
-    if (p.n_heads_kv == 0) p.n_heads_kv = p.n_heads_q;
-    p.head_dim_qk = head_dim;
-    p.head_dim_v = head_dim_v ? head_dim_v : head_dim;
+    if (!fields[HKV].given) p.n_heads_kv = p.n_heads_q;
+    if (!fields[DV].given) p.head_dim_v = p.head_dim_qk;
     if (causal) p.mask.window_right = 0;
     FORWARD(clattn_problem_check(&p));
     if (bshd) {
@@ -106,6 +111,7 @@ clattn_status clattn_problem_from_text(const char *given, clattn_problem *out)
         p.v = clattn_strides_bshd(p.n_heads_kv, p.n_kv, p.head_dim_v);
         p.o = clattn_strides_bshd(p.n_heads_q, p.n_q, p.head_dim_v);
     }
+    FORWARD(clattn_problem_check(&p));
     *out = p;
     return CLATTN_STATUS_SUCCESS;
 }

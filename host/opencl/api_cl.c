@@ -57,6 +57,20 @@ static clattn_status check_queue(const struct device *d, cl_command_queue queue)
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* Drivers differ in what they make of these. */
+static clattn_status check_wait_list(const struct device *d, cl_uint n, const cl_event *events)
+{
+    RETURN_IF((n == 0) != (events == NULL), INVALID_ARGUMENT, "n_wait is %u and wait_list is %s", n,
+              events ? "given" : "NULL");
+    for (cl_uint i = 0; i < n; i++) {
+        cl_context cl = NULL;
+        RETURN_IF(!events[i], INVALID_ARGUMENT, "wait_list[%u] is NULL", i);
+        RETURN_IF_CL("clGetEventInfo", clGetEventInfo(events[i], CL_EVENT_CONTEXT, sizeof cl, &cl, NULL));
+        RETURN_IF(cl != d->cl, INVALID_ARGUMENT, "wait_list[%u] belongs to another cl_context than the plan's", i);
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
 static clattn_status check_mem(const struct device *d, const char *name, const clattn_buffer *b, int64_t bytes,
                                bool written)
 {
@@ -91,8 +105,7 @@ clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_command_queue q
     const problem *p = &plan->problem;
     const struct device *d = plan->device_plan->device;
     FORWARD(check_queue(d, queue));
-    RETURN_IF((n_wait == 0) != (wait_list == NULL), INVALID_ARGUMENT, "n_wait is %u and wait_list is %s", n_wait,
-              wait_list ? "given" : "NULL");
+    FORWARD(check_wait_list(d, n_wait, wait_list));
     FORWARD(clattn__problem_check_args(p, args));
     launch_buffers b = {0};
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
