@@ -1,2 +1,32 @@
 # Each test program and how many checks must pass in it.
-clattn_add_check(test_parity 1)
+clattn_add_check(test_parity 1270)
+clattn_add_check(test_numerics 325)
+clattn_add_check(test_threads 13)
+
+# ---- the interface, the decisions, OpenCL's own objects, the program, the headers, the package
+clattn_add_check(test_api 335)
+if(TARGET clattn_static)
+  # The library's own functions: hidden in the shared library, there in the static one.
+  add_executable(test_plan test_plan.c harness.c)
+  target_link_libraries(test_plan PRIVATE clattn_flags clattn_static PkgConfig::CHECK m)
+  target_include_directories(test_plan PRIVATE ${PROJECT_SOURCE_DIR}/host)
+  target_compile_definitions(test_plan PRIVATE CLATTN_HAVE_OPENCL=$<BOOL:${CLATTN_OPENCL}>)
+  add_test(NAME test_plan COMMAND test_plan)
+  set_tests_properties(test_plan PROPERTIES TIMEOUT 600
+    PASS_REGULAR_EXPRESSION "100%: Checks: 80, Failures: 0, Errors: 0")
+endif()
+if(CLATTN_OPENCL)
+  clattn_add_check(test_opencl 109)
+endif()
+if(TARGET clattn_program)
+  clattn_add_check(test_cli 136)
+  add_dependencies(test_cli clattn_program)
+  target_compile_definitions(test_cli PRIVATE CLATTN_TEST_PROGRAM="$<TARGET_FILE:clattn_program>"
+                             CLATTN_TEST_DATA="${CMAKE_CURRENT_SOURCE_DIR}/data")
+endif()
+add_test(NAME headers COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/test_headers/run.sh ${PROJECT_SOURCE_DIR}
+                              $<BOOL:${CLATTN_OPENCL}> ${CMAKE_C_COMPILER})
+if(TARGET clattn) # find_package's clattn::clattn is the shared library, where there is one
+  add_test(NAME package COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/package/run.sh ${PROJECT_BINARY_DIR} ${PROJECT_SOURCE_DIR}
+                                ${CMAKE_COMMAND} ${CMAKE_C_COMPILER} $<BOOL:${CLATTN_OPENCL}>)
+endif()

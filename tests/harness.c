@@ -117,6 +117,7 @@ clattn_context *test_way_context(const test_way *way, clattn_dtype dtype)
 
 /* ---- numbers: encoded by arithmetic on doubles, on purpose unlike the library's integers */
 
+/* A float of these widths, sign in front. */
 static double small_float_decode(uint32_t bits, int exponent_bits, int mantissa_bits)
 {
     const int bias = (1 << (exponent_bits - 1)) - 1, top = (1 << exponent_bits) - 1;
@@ -141,6 +142,7 @@ static uint32_t small_float_encode(double x, int exponent_bits, int mantissa_bit
     return sign | (whole + ((uint32_t)(exponent + bias - 1) << mantissa_bits));
 }
 
+/* The element's bits, in the low end. */
 static uint64_t encode(clattn_dtype dtype, double x)
 {
     const float f = (float)x;
@@ -200,6 +202,7 @@ typedef struct shape {
 
 static const char tensor_letters[] = "qkvol"; /* l: LSE */
 
+/* As the problem's own comments say it, strides of 0 filled in. */
 static shape shape_of(const test_data *t, char which)
 {
     const clattn_problem *p = &t->p;
@@ -241,6 +244,7 @@ static void *block_make(test_block *block, const shape *s, int64_t batch, int sh
     return block->base + GUARD + (size_t)shift * s->size;
 }
 
+/* Element by element in the order of the indices, so the numbers do not depend on the strides. */
 static void fill_normal(test_data *t, char which, uint64_t *state)
 {
     const shape s = shape_of(t, which);
@@ -253,6 +257,7 @@ static void fill_normal(test_data *t, char which, uint64_t *state)
                 }
 }
 
+/* What is common to the two makers. Packed, the one tensor lies in the block of q. */
 static test_data *data_make(const clattn_problem *p, uint64_t seed, bool packed)
 {
     test_data *t = calloc(1, sizeof *t);
@@ -360,7 +365,8 @@ static void check_block(const char *name, int64_t got, int64_t asked, int64_t se
 {
     const int64_t expected = least(round_up(least(asked, sequence > 0 ? sequence : 1), step), most);
     ck_assert_msg(got >= 1, "%s is %" PRId64, name, got);
-    if (asked) ck_assert_msg(got == expected, "%s %" PRId64 " gave %" PRId64 ", not %" PRId64, name, asked, got, expected);
+    if (asked)
+        ck_assert_msg(got == expected, "%s %" PRId64 " gave %" PRId64 ", not %" PRId64, name, asked, got, expected);
 }
 
 clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const test_way *way, int64_t block_q,
@@ -413,6 +419,7 @@ static void image_take_elements(test_data *t, char which, test_block *block)
             }
 }
 
+/* Inputs, gaps and guards: byte for byte as before the run. */
 static void check_only_outputs_written(test_data *t)
 {
     image_take_elements(t, 'o', &t->blocks[3]);
@@ -524,11 +531,9 @@ static double row_error(const tolerance *e, double lse)
     return e->u * ((fabs(lse) + e->typical) * sqrt(e->columns) + sqrt(e->keys) + 8);
 }
 
-static bool same_special(double got, double expected)
-{
-    return (isnan(got) && isnan(expected)) || got == expected;
-}
+static bool same_special(double got, double expected) { return (isnan(got) && isnan(expected)) || got == expected; }
 
+/* NaN and infinity must be just those of the reference, rounded to the storage type as O is. */
 static void compare_row(const test_data *t, const tolerance *e, const char *what, int64_t b, int64_t h, int64_t i)
 {
     const clattn_problem *p = &t->p;
@@ -538,17 +543,19 @@ static void compare_row(const test_data *t, const tolerance *e, const char *what
     const double rounding = p->dtype == CLATTN_DTYPE_F64 ? 0x1.01p-24 : 0;
     const double lse_limit = fmax(rounding, fmin(error, 2 * e->cap)) * fmax(1, fabs(lse));
     ck_assert_msg(same_special(got_lse, lse) || fabs(got_lse - lse) <= lse_limit,
-                  "%s %s: LSE[%" PRId64 ",%" PRId64 ",%" PRId64 "] is %.9g, not %.9g: off by %.3g of %.3g", what, t->text,
-                  b, h, i, got_lse, lse, fabs(got_lse - lse), lse_limit);
+                  "%s %s: LSE[%" PRId64 ",%" PRId64 ",%" PRId64 "] is %.9g, not %.9g: off by %.3g of %.3g", what,
+                  t->text, b, h, i, got_lse, lse, fabs(got_lse - lse), lse_limit);
     for (int64_t d = 0; d < p->head_dim_v; d++) {
         const double got = test_get(t, 'o', b, h, i, d), ref = t->ref_o[row * p->head_dim_v + d];
         const double expected = p->dtype == CLATTN_DTYPE_F64 ? ref : decode(p->dtype, encode(p->dtype, ref));
         /* No row that sees no key may be near 0 only. */
-        const double limit = lse == -INFINITY ? 0
-                                              : fmin(error, e->cap) * fmax(e->v_span, fabs(ref)) +
-                                                    e->storage * fmax(p->dtype == CLATTN_DTYPE_F16 ? 0x1p-14 : 0, fabs(ref));
+        const double limit = lse == -INFINITY
+                                 ? 0
+                                 : fmin(error, e->cap) * fmax(e->v_span, fabs(ref)) +
+                                       e->storage * fmax(p->dtype == CLATTN_DTYPE_F16 ? 0x1p-14 : 0, fabs(ref));
         ck_assert_msg(same_special(got, expected) || fabs(got - ref) <= limit,
-                      "%s %s: O[%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64 "] is %.9g, not %.9g: off by %.3g of %.3g",
+                      "%s %s: O[%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64
+                      "] is %.9g, not %.9g: off by %.3g of %.3g",
                       what, t->text, b, h, i, d, got, ref, fabs(got - ref), limit);
     }
 }
@@ -582,7 +589,8 @@ static void same_element(const test_data *a, const test_data *b, char which, con
 {
     const uint64_t x = test_get_bits(a, which, at[0], at[1], at[2], at[3]);
     const uint64_t y = test_get_bits(b, which, at[0], at[1], at[2], at[3]);
-    ck_assert_msg(x == y, "%s %s: %s[%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64 "] has the bits %" PRIx64 " and %" PRIx64,
+    ck_assert_msg(x == y,
+                  "%s %s: %s[%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64 "] has the bits %" PRIx64 " and %" PRIx64,
                   what, b->text, which == 'o' ? "O" : "LSE", at[0], at[1], at[2], at[3], x, y);
 }
 

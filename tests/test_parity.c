@@ -25,6 +25,7 @@ static void run_text(const char *text, const test_way *way, int64_t block_q, int
 static const int head_dims[] = {1, 7, 31, 46, 64, 80, 96, 128, 200, 224, 256, 257};
 static const clattn_dtype dtypes[] = {CLATTN_DTYPE_F32, CLATTN_DTYPE_F16, CLATTN_DTYPE_BF16, CLATTN_DTYPE_F64};
 
+/* 37 queries and 67 keys: two query tiles and three kv blocks, the last of each nearly empty. */
 static void run_head_dim(clattn_dtype dtype, int head_dim, const test_way *way)
 {
     clattn_problem p;
@@ -42,12 +43,13 @@ END_TEST
 START_TEST(head_dims_on_device) { run_head_dim(CLATTN_DTYPE_F32, head_dims[_i / 2], &test_ways[1 + _i % 2]); }
 END_TEST
 
+/* Each costs two kernels, so the other types take a spread: least, odd, common and past a power of two. */
 static const struct {
     clattn_dtype dtype;
     int head_dim;
 } typed_dims[] = {
-    {CLATTN_DTYPE_F16, 1},    {CLATTN_DTYPE_F16, 64}, {CLATTN_DTYPE_F16, 80},   {CLATTN_DTYPE_F16, 257},
-    {CLATTN_DTYPE_BF16, 7},   {CLATTN_DTYPE_BF16, 64}, {CLATTN_DTYPE_BF16, 200}, {CLATTN_DTYPE_F64, 31},
+    {CLATTN_DTYPE_F16, 1},  {CLATTN_DTYPE_F16, 64},  {CLATTN_DTYPE_F16, 80},   {CLATTN_DTYPE_F16, 257},
+    {CLATTN_DTYPE_BF16, 7}, {CLATTN_DTYPE_BF16, 64}, {CLATTN_DTYPE_BF16, 200}, {CLATTN_DTYPE_F64, 31},
     {CLATTN_DTYPE_F64, 64}, {CLATTN_DTYPE_F64, 128},
 };
 
@@ -57,6 +59,7 @@ START_TEST(types_on_device)
 }
 END_TEST
 
+/* Narrower and wider than head_dim_qk, and where a slice of one holds all of the other. */
 static const char *const value_dims[] = {
     "f32 b1 hq2 hkv2 q37 kv67 d64 dv32 causal", "f32 b1 hq2 hkv1 q37 kv67 d24 dv80",
     "f32 b1 hq1 hkv1 q37 kv67 d1 dv257",        "f32 b1 hq2 hkv2 q37 kv67 d96 dv5 window=7,9",
@@ -68,6 +71,7 @@ END_TEST
 
 /* ---- sequences around the block sizes */
 
+/* BLOCK_Q, BLOCK_KV. attn_fwd_lanes has at most 64 rows, so 128 becomes that. */
 static const int64_t blocks[][2] = {{16, 16}, {16, 128}, {32, 64}, {64, 32}, {64, 64}, {128, 16}, {128, 128}};
 
 enum { SIZES = 5 };
@@ -76,7 +80,8 @@ START_TEST(sizes_around_blocks)
 {
     const int64_t *block = blocks[_i / TEST_WAYS / SIZES];
     const int64_t q = block[0], kv = block[1];
-    const int64_t sizes[SIZES][2] = {{q - 1, kv + 1}, {q, kv}, {q + 1, 2 * kv - 1}, {2 * q + 1, 257}, {131, 2 * kv + 1}};
+    const int64_t sizes[SIZES][2] = {
+        {q - 1, kv + 1}, {q, kv}, {q + 1, 2 * kv - 1}, {2 * q + 1, 257}, {131, 2 * kv + 1}};
     const int64_t *size = sizes[_i / TEST_WAYS % SIZES];
     clattn_problem p;
     clattn_problem_init(&p, CLATTN_DTYPE_F32, 1, 1, 1, size[0], size[1], 16);
@@ -95,11 +100,13 @@ static const char *const tiny[] = {
 START_TEST(tiny_sequences) { run_text(tiny[_i / TEST_WAYS], way_of(_i), 128, 128); }
 END_TEST
 
+/* The host takes any size up to its tile, and blocks of one key; test_plan checks that it says so. */
 static const int64_t odd_blocks[][2] = {{1, 1}, {17, 17}, {100, 100}, {1, 100}, {7, 4096}, {48, 3}};
 
 START_TEST(odd_blocks_on_host)
 {
-    run_text("f32 b1 hq2 hkv2 q70 kv141 d31 window=50,3 offset=30", &test_ways[0], odd_blocks[_i][0], odd_blocks[_i][1]);
+    run_text("f32 b1 hq2 hkv2 q70 kv141 d31 window=50,3 offset=30", &test_ways[0], odd_blocks[_i][0],
+             odd_blocks[_i][1]);
 }
 END_TEST
 
@@ -110,6 +117,7 @@ START_TEST(odd_blocks_on_device)
 }
 END_TEST
 
+/* Every fill of the vectors of rows, bottom-right causal. */
 START_TEST(queries_1_to_32)
 {
     clattn_problem p;
@@ -122,11 +130,9 @@ END_TEST
 
 /* Automatic blocks. */
 static const char *const long_sequences[] = {
-    "f32 b1 hq1 hkv1 q1025 kv1025 d64 causal",
-    "f32 b1 hq1 hkv1 q1025 kv1025 d64",
+    "f32 b1 hq1 hkv1 q1025 kv1025 d64 causal",          "f32 b1 hq1 hkv1 q1025 kv1025 d64",
     "f32 b1 hq1 hkv1 q640 kv640 d64 window=100,0", /* a first block that later rows do not see at all */
-    "f32 b1 hq1 hkv1 q640 kv640 d64 window=0,100",
-    "f32 b1 hq1 hkv1 q14 kv640 d64 causal offset=-7",
+    "f32 b1 hq1 hkv1 q640 kv640 d64 window=0,100",      "f32 b1 hq1 hkv1 q14 kv640 d64 causal offset=-7",
     "f16 b1 hq1 hkv1 q3 kv4099 d64 causal offset=4096",
 };
 
@@ -135,6 +141,8 @@ END_TEST
 
 /* ---- masks, offsets, lengths, scale, heads: all d = 64 */
 
+/* Lengths that end a block early, windows narrower than a block, rows that see none, and offsets whose sums with a
+ * window leave 64 bits. */
 static const char *const masks[] = {
     "b1 hq1 hkv1 q70 kv90 d64 causal",
     "b1 hq1 hkv1 q90 kv70 d64 causal",
@@ -208,6 +216,7 @@ END_TEST
 START_TEST(masks_f64) { run_typed("f64", masks[_i / TEST_WAYS * 4 + 1], way_of(_i)); }
 END_TEST
 
+/* What the arguments say for each batch entry; entries of one launch see very different keys. */
 static const struct {
     const char *text;
     int64_t lengths[3], offsets[3];
@@ -242,21 +251,23 @@ END_TEST
 /* ---- layouts */
 
 typedef enum layout {
-    LAYOUT_BHSD,            /* said by strides, not by their absence */
-    LAYOUT_BSHD,            /* */
-    LAYOUT_GAPS,            /* rows, heads and batch entries with room between them */
-    LAYOUT_BSHD_GAPS,       /* */
-    LAYOUT_SBHD,            /* [seq, batch, heads, dim] */
-    LAYOUT_ONE_KV_HEAD,     /* K and V: head stride 0 */
-    LAYOUT_ONE_KV_BATCH,    /* K and V: batch stride 0 */
-    LAYOUT_ONE_KEY,         /* K: seq stride 0 */
-    LAYOUT_ONE_QUERY,       /* Q: seq stride 0 */
-    LAYOUT_LSE_TRANSPOSED,  /* LSE [batch, seq, heads] with a gap */
-    LAYOUT_PACKED,          /* Q, K, V in one tensor */
+    LAYOUT_BHSD,           /* said by strides, not by their absence */
+    LAYOUT_BSHD,           /* [batch, seq, heads, dim] */
+    LAYOUT_GAPS,           /* rows, heads and batch entries with room between them */
+    LAYOUT_BSHD_GAPS,      /* the same, in that order */
+    LAYOUT_SBHD,           /* [seq, batch, heads, dim] */
+    LAYOUT_ONE_KV_HEAD,    /* K and V: head stride 0 */
+    LAYOUT_ONE_KV_BATCH,   /* K and V: batch stride 0 */
+    LAYOUT_ONE_KEY,        /* K: seq stride 0 */
+    LAYOUT_ONE_QUERY,      /* Q: seq stride 0 */
+    LAYOUT_LSE_TRANSPOSED, /* LSE [batch, seq, heads] with a gap */
+    LAYOUT_PACKED,         /* Q, K, V in one tensor */
     LAYOUT_COUNT
 } layout;
 
-static clattn_strides strides_for(layout l, const clattn_problem *p, int64_t heads, int64_t seq, int64_t dim, bool input)
+/* K and V are the inputs whose heads or batch entries may share memory. */
+static clattn_strides strides_for(layout l, const clattn_problem *p, int64_t heads, int64_t seq, int64_t dim,
+                                  bool input)
 {
     clattn_strides s = clattn_strides_bhsd(heads, seq, dim);
     switch (l) {
@@ -296,10 +307,10 @@ static void set_layout(clattn_problem *p, layout l)
     p->lse = strides_for(l == LAYOUT_BSHD ? LAYOUT_BHSD : l, p, p->n_heads_q, p->n_q, 1, false);
     if (l == LAYOUT_ONE_KEY) p->k.seq = 0;
     if (l == LAYOUT_ONE_QUERY) p->q.seq = 0;
-    if (l == LAYOUT_LSE_TRANSPOSED)
-        p->lse = (clattn_strides){(p->n_heads_q + 1) * p->n_q, 1, p->n_heads_q + 1};
+    if (l == LAYOUT_LSE_TRANSPOSED) p->lse = (clattn_strides){(p->n_heads_q + 1) * p->n_q, 1, p->n_heads_q + 1};
 }
 
+/* The packed tensor needs n_kv = n_q and writes O as [batch, seq, heads, dim], as such callers do. */
 static test_data *layout_data(const char *text, layout l, uint64_t seed)
 {
     clattn_problem p = parse(text);
@@ -313,8 +324,10 @@ static test_data *layout_data(const char *text, layout l, uint64_t seed)
 }
 
 static const char *const layout_texts[] = {
-    "f32 b2 hq4 hkv2 q37 kv67 d64 causal offset=9", "f16 b2 hq4 hkv2 q37 kv67 d64 window=20,5",
-    "f32 b2 hq4 hkv2 q37 kv67 d31 window=40,40",    "f64 b2 hq4 hkv2 q37 kv67 d31 causal",
+    "f32 b2 hq4 hkv2 q37 kv67 d64 causal offset=9",
+    "f16 b2 hq4 hkv2 q37 kv67 d64 window=20,5",
+    "f32 b2 hq4 hkv2 q37 kv67 d31 window=40,40",
+    "f64 b2 hq4 hkv2 q37 kv67 d31 causal",
 };
 
 START_TEST(layouts)
@@ -387,6 +400,7 @@ END_TEST
 
 /* ---- drawn problems: everything at once */
 
+/* 0 .. n - 1, from the upper bits of a linear congruence: quite another generator than the data's. */
 static int64_t draw(uint64_t *state, int64_t n)
 {
     *state = *state * 6364136223846793005u + 1442695040888963407u;
@@ -435,6 +449,7 @@ END_TEST
 
 __extension__ typedef __int128 wide;
 
+/* p - window_left <= j <= p + window_right and j < kv_length. */
 static bool definition_sees(const test_data *t, int64_t b, int64_t i, int64_t j)
 {
     const clattn_problem *p = &t->p;
@@ -454,7 +469,8 @@ static double definition_row(const test_data *t, int64_t b, int64_t h, int64_t i
     for (int64_t j = 0; j < p->n_kv; j++) {
         if (!definition_sees(t, b, i, j)) continue;
         double s = 0;
-        for (int64_t d = 0; d < p->head_dim_qk; d++) s += test_get(t, 'q', b, h, i, d) * test_get(t, 'k', b, kv_head, j, d);
+        for (int64_t d = 0; d < p->head_dim_qk; d++)
+            s += test_get(t, 'q', b, h, i, d) * test_get(t, 'k', b, kv_head, j, d);
         const double weight = exp(p->scale == CLATTN_SCALE_AUTO ? s / sqrt((double)p->head_dim_qk) : s * p->scale);
         l += weight;
         for (int64_t d = 0; d < p->head_dim_v; d++) o[d] += weight * test_get(t, 'v', b, kv_head, j, d);
@@ -463,18 +479,19 @@ static double definition_row(const test_data *t, int64_t b, int64_t h, int64_t i
     return log(l);
 }
 
+/* Two doubles summed in different order: 1e-12 is thousands of their roundings. */
 static void check_reference(const test_data *t)
 {
     const clattn_problem *p = &t->p;
-    double o[64];
-    ck_assert_int_le(p->head_dim_v, 64);
+    double o[257];
+    ck_assert_int_le(p->head_dim_v, 257);
     for (int64_t b = 0; b < p->batch; b++)
         for (int64_t h = 0; h < p->n_heads_q; h++)
             for (int64_t i = 0; i < p->n_q; i++) {
                 const int64_t row = (b * p->n_heads_q + h) * p->n_q + i;
                 const double lse = definition_row(t, b, h, i, o), got = t->ref_lse[row];
-                ck_assert_msg(got == lse || fabs(got - lse) < 1e-12, "%s: LSE of row %d is %g, not %g", t->text, (int)row,
-                              got, lse);
+                ck_assert_msg(got == lse || fabs(got - lse) < 1e-12, "%s: LSE of row %d is %g, not %g", t->text,
+                              (int)row, got, lse);
                 for (int64_t d = 0; d < p->head_dim_v; d++)
                     ck_assert_double_eq_tol(t->ref_o[row * p->head_dim_v + d], o[d], 1e-12);
             }
@@ -485,6 +502,17 @@ START_TEST(reference_masks)
     char line[160];
     snprintf(line, sizeof line, "%s %s", clattn_dtype_name(dtypes[_i % COUNT(dtypes)]), masks[_i]);
     const clattn_problem p = parse(line);
+    test_data *t = test_data_make(&p, (uint64_t)_i);
+    test_reference(t);
+    check_reference(t);
+    test_data_free(t);
+}
+END_TEST
+
+/* The automatic scale is of head_dim_qk; every way shares it with the reference, so only this can tell. */
+START_TEST(reference_value_dims)
+{
+    const clattn_problem p = parse(value_dims[_i]);
     test_data *t = test_data_make(&p, (uint64_t)_i);
     test_reference(t);
     check_reference(t);
@@ -543,6 +571,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(strides, drawn_problems, 0, DRAWN * TEST_WAYS);
     TCase *reference = test_case(suite, "reference");
     tcase_add_loop_test(reference, reference_masks, 0, COUNT(masks));
+    tcase_add_loop_test(reference, reference_value_dims, 0, COUNT(value_dims));
     tcase_add_loop_test(reference, reference_layouts, 0, COUNT(layout_texts) * LAYOUT_COUNT);
     tcase_add_loop_test(reference, reference_batches, 0, COUNT(batches));
     return suite;

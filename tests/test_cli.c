@@ -1,0 +1,750 @@
+/* The program, from outside: exit codes, the one line on stderr, files in and out. CLATTN_TEST_PROGRAM is its path,
+ * CLATTN_TEST_DATA that of tests/data. */
+#define _XOPEN_SOURCE 700
+#include "harness.h"
+
+#include <dirent.h>
+#include <ftw.h>
+#include <inttypes.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- a folder of its own for each test, with files in it */
+
+static char folder[64], out[65536], err[65536];
+
+static int remove_one(const char *path, const struct stat *s, int type, struct FTW *at)
+{
+    (void)s, (void)type, (void)at;
+    return remove(path);
+}
+
+static void spill(const char *path, const void *data, size_t bytes)
+{
+    FILE *file = fopen(path, "wb");
+    ck_assert_msg(file && fwrite(data, 1, bytes, file) == bytes && fclose(file) == 0, "%s cannot be written", path);
+}
+
+static size_t slurp(const char *path, void *data, size_t room)
+{
+    FILE *file = fopen(path, "rb");
+    ck_assert_msg(file != NULL, "%s cannot be read", path);
+    const size_t n = fread(data, 1, room, file);
+    fclose(file);
+    return n;
+}
+
+static bool exists(const char *path)
+{
+    struct stat s;
+    return stat(path, &s) == 0;
+}
+
+static int count_files(void)
+{
+    int n = 0;
+    DIR *d = opendir(".");
+    ck_assert_ptr_nonnull(d);
+    for (struct dirent *e = readdir(d); e; e = readdir(d)) n += strcmp(e->d_name, ".") && strcmp(e->d_name, "..");
+    closedir(d);
+    return n;
+}
+
+/* A version 1.0 file with this dictionary. */
+static size_t npy_text(char *to, const char *descr, const char *order, const char *shape)
+{
+    const int n = sprintf(to + 10, "{'descr': %s, 'fortran_order': %s, 'shape': %s, }", descr, order, shape);
+    size_t length = 10 + (size_t)n;
+    while ((length + 1) % 64) to[length++] = ' ';
+    to[length++] = '\n';
+    memcpy(to, "\x93NUMPY\x01\x00", 8);
+    to[8] = (char)((length - 10) & 0xff);
+    to[9] = (char)((length - 10) >> 8);
+    return length;
+}
+
+static void npy(const char *path, const char *descr, const char *order, const char *shape, const void *data,
+                size_t bytes)
+{
+    static char whole[65536];
+    const size_t header = npy_text(whole, descr, order, shape);
+    if (bytes) memcpy(whole + header, data, bytes);
+    spill(path, whole, header + bytes);
+}
+
+enum {
+    HEADS = 2,
+    ROWS = 3,
+    KEYS = 5,
+    DIM = 4,
+    BATCH = 2,
+    Q = BATCH * HEADS * ROWS * DIM,
+    K = BATCH * HEADS * KEYS * DIM
+};
+static float q[Q], k[K], v[K];
+
+static void setup(void)
+{
+    const int64_t lengths[3] = {5, 2, 1}, offsets[2] = {1, -1};
+    const int64_t too_long[2] = {5, 6}, negative[2] = {-1, 3};
+    uint32_t x = 3;
+    strcpy(folder, "/tmp/clattn-cli-XXXXXX");
+    ck_assert(mkdtemp(folder) && chdir(folder) == 0);
+    float *const all[] = {q, k, v};
+    for (int t = 0; t < 3; t++)
+        for (int i = 0; i < (t ? K : Q); i++) {
+            x = x * 1664525U + 1013904223U;
+            all[t][i] = (float)(x >> 8) * 0x1p-22F - 2;
+        }
+    npy("q.npy", "'<f4'", "False", "(2, 2, 3, 4)", q, sizeof q);
+    npy("k.npy", "'<f4'", "False", "(2, 2, 5, 4)", k, sizeof k);
+    npy("v.npy", "'<f4'", "False", "(2, 2, 5, 4)", v, sizeof v);
+    npy("len.npy", "'<i8'", "False", "(2,)", lengths, 16);
+    npy("len3.npy", "'<i8'", "False", "(3,)", lengths, 24);
+    npy("len2d.npy", "'<i8'", "False", "(2, 1)", lengths, 16);
+    npy("lenf.npy", "'<f8'", "False", "(2,)", lengths, 16);
+    npy("long.npy", "'<i8'", "False", "(2,)", too_long, 16);
+    npy("negative.npy", "'<i8'", "False", "(2,)", negative, 16);
+    npy("off.npy", "'<i8'", "False", "(2,)", offsets, 16);
+    ck_assert(mkdir("sub", 0777) == 0);
+}
+
+static void teardown(void)
+{
+    ck_assert(chdir("/") == 0);
+    nftw(folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* ---- running it: a line for the shell, in which CLATTN is the program and DATA the data */
+
+static int run(const char *line)
+{
+    static char command[8192];
+    snprintf(command, sizeof command, "CLATTN='%s'; DATA='%s'; { %s; } >.out 2>.err </dev/null", CLATTN_TEST_PROGRAM,
+             CLATTN_TEST_DATA, line);
+    const int status = system(command);
+    out[slurp(".out", out, sizeof out - 1)] = 0;
+    err[slurp(".err", err, sizeof err - 1)] = 0;
+    unlink(".out");
+    unlink(".err");
+    ck_assert_msg(WIFEXITED(status), "%s: did not exit", line);
+    return WEXITSTATUS(status);
+}
+
+static int clattn(const char *arguments)
+{
+    static char line[4096];
+    snprintf(line, sizeof line, "\"$CLATTN\" %s", arguments);
+    return run(line);
+}
+
+static void expect_good(const char *arguments)
+{
+    const int code = clattn(arguments);
+    ck_assert_msg(code == 0, "%s: %d: %s", arguments, code, err);
+    ck_assert_msg(!*err, "%s: said on stderr: %s", arguments, err);
+}
+
+/* This code and one line on stderr with this in it. */
+static void expect_refused(const char *arguments, int code, const char *says)
+{
+    const int files = count_files();
+    const int got = clattn(arguments);
+    ck_assert_msg(got == code, "%s: %d, not %d: %s", arguments, got, code, err);
+    const char *end = strchr(err, '\n');
+    ck_assert_msg(!strncmp(err, "clattn: ", 8) && end && !end[1], "%s: not one line: %s", arguments, err);
+    ck_assert_msg(strstr(err, says) != NULL, "%s: '%s' lacks '%s'", arguments, err, says);
+    ck_assert_msg(!*out, "%s: said on stdout: %s", arguments, out);
+    ck_assert_msg(count_files() == files, "%s: left files behind", arguments);
+}
+
+#define FORWARD "forward --q q.npy --k k.npy --v v.npy -o o.npy "
+#define PROBLEM "'f32 b1 hq2 hkv2 q64 kv64 d16' "
+
+typedef struct usage_case {
+    const char *arguments;
+    int code;
+    const char *says;
+} usage_case;
+static const usage_case usages[] = {
+    {"nosuch", 2, "nosuch"},
+    {"forward", 2, "-o"},
+    {"forward -o o.npy", 2, "--q"},
+    {"forward -o o.npy --q q.npy", 2, "--k"},
+    {"forward -o o.npy --q q.npy --k k.npy", 2, "--v"},
+    {"forward --q q.npy --k k.npy --v v.npy", 2, "-o"},
+    {FORWARD "--nope 1", 2, "--nope"},
+    {FORWARD "--nope=1", 2, "--nope"},
+    {FORWARD "--caus", 2, "--caus"},
+    {FORWARD "-x", 2, "-x"},
+    {FORWARD "more", 2, "more"},
+    {FORWARD "--q", 2, "--q"},
+    {FORWARD "--q=", 2, "--q"},
+    {FORWARD "--scale", 2, "--scale"},
+    {FORWARD "--causal=1", 2, "--causal"},
+    {FORWARD "--scale x", 2, "--scale x"},
+    {FORWARD "--scale nan", 2, "--scale nan"},
+    {FORWARD "--scale=inf", 2, "--scale inf"},
+    {FORWARD "--window 1", 2, "--window 1"},
+    {FORWARD "--window 1,2,3", 2, "--window 1,2,3"},
+    {FORWARD "--window=-2,0", 2, "--window -2,0"},
+    {FORWARD "--window 1,x", 2, "--window 1,x"},
+    {FORWARD "--dtype f8", 2, "--dtype f8"},
+    {FORWARD "--layout sbhd", 2, "--layout sbhd"},
+    {FORWARD "--path cpu", 2, "--path cpu"},
+    {FORWARD "--kernel fast", 2, "--kernel fast"},
+    {FORWARD "--threads 0", 2, "--threads 0"},
+    {FORWARD "--threads x", 2, "--threads x"},
+    {FORWARD "--threads 1e3", 2, "--threads 1e3"},
+    {FORWARD "--block-q 0", 2, "--block-q 0"},
+    {FORWARD "--block-kv=-1", 2, "--block-kv -1"},
+    {FORWARD "--block-kv 99999999999999999999", 2, "--block-kv 99999999999999999999"},
+    {FORWARD "--path device --device nosuch", 2, "--device nosuch"},
+    {FORWARD "--path device --device 99", 2, "--device 99"},
+    {FORWARD "--path host --kernel attn_fwd", 2, "--kernel attn_fwd"},
+    {FORWARD "--q-offset gone.npy", 2, "--q-offset gone.npy"},
+    {FORWARD "--q-offset 1.5", 2, "--q-offset 1.5"},
+    {FORWARD "--q-offset lenf.npy", 2, "--q-offset lenf.npy"},
+    {FORWARD "--q-offset len3.npy", 2, "--q-offset len3.npy"},
+    {FORWARD "--kv-len gone.npy", 2, "--kv-len gone.npy"},
+    {FORWARD "--kv-len lenf.npy", 2, "--kv-len lenf.npy"},
+    {FORWARD "--kv-len len3.npy", 2, "--kv-len len3.npy"},
+    {FORWARD "--kv-len len2d.npy", 2, "--kv-len len2d.npy"},
+    {FORWARD "--kv-len long.npy", 2, "--kv-len long.npy"},
+    {FORWARD "--kv-len negative.npy", 2, "--kv-len negative.npy"},
+    {FORWARD "--lse o.npy", 2, "--lse o.npy"},
+    {FORWARD "--lse sub", 2, "--lse sub"},
+    {FORWARD "-o nowhere/o.npy", 2, "-o nowhere/o.npy"},
+    {FORWARD "-o sub", 2, "-o sub"},
+    {FORWARD "-o /dev/full", 2, "-o /dev/full"},
+    {FORWARD "--json", 2, "--json"},
+    {"bench", 2, "problem"},
+    {"bench 'f32 q3'", 2, "hq"},
+    {"bench 'f32 hq1 q1 kv1 d1 zzz'", 2, "'zzz'"},
+    {"bench 'f32 hq3 hkv2 q1 kv1 d1'", 2, "n_heads_q is 3"},
+    {"bench " PROBLEM "--budget 0", 2, "--budget"},
+    {"bench " PROBLEM "--budget x", 2, "--budget x"},
+    {"bench " PROBLEM "--pass sideways", 2, "--pass sideways"},
+    {"bench " PROBLEM "'f32 hq1 q1 kv1 d1'", 2, "f32 hq1 q1 kv1 d1"},
+    {"bench " PROBLEM "--q q.npy", 2, "--q"},
+    {"bench 'f32 b1000000 hq1000000 q1000000 kv1 d1'", 1, "memory"},
+    {"compare", 2, "problem"},
+    {"compare " PROBLEM "--q q.npy", 2, "--q"},
+    {"compare --q q.npy --k k.npy", 2, "--v"},
+    {"devices --json", 2, "--json"},
+    {"devices more", 2, "more"},
+    {"selftest --device nosuch", 2, "--device nosuch"},
+};
+enum { N_USAGES = sizeof usages / sizeof *usages };
+
+START_TEST(usage_refused)
+{
+    expect_refused(usages[_i].arguments, usages[_i].code, usages[_i].says);
+    ck_assert(!exists("o.npy"));
+}
+END_TEST
+
+START_TEST(no_command)
+{
+    ck_assert_int_eq(clattn(""), 2);
+    ck_assert_ptr_nonnull(strstr(err, "usage: clattn"));
+    ck_assert_str_eq(out, "");
+}
+END_TEST
+
+START_TEST(help_and_version)
+{
+    static const char *const lines[] = {
+        "--help", "-h", "forward --help", "bench --help", "compare -h", "devices --help", "selftest --help"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        expect_good(lines[i]);
+        ck_assert_ptr_nonnull(strstr(out, "usage: clattn"));
+    }
+    expect_good("--version");
+    ck_assert_str_eq(out, "clattn 0.1.0\n");
+}
+END_TEST
+
+START_TEST(stdout_that_is_full)
+{
+    ck_assert_int_eq(run("\"$CLATTN\" devices >/dev/full"), 1);
+    ck_assert_ptr_nonnull(strstr(err, "standard output"));
+}
+END_TEST
+
+/* ---- bad files, as each of --q, --k, --v */
+
+typedef struct file_case {
+    const char *descr, *order, *shape; /* descr NULL: see the test */
+    int64_t bytes;                     /* of data */
+    int code;
+    const char *says;
+} file_case;
+static const file_case files[] = {
+    {"'<f4'", "True", "(2, 2, 5, 4)", 320, 2, "Fortran"},
+    {"'>f4'", "False", "(2, 2, 5, 4)", 320, 2, "big-endian"},
+    {"'<i4'", "False", "(2, 2, 5, 4)", 320, 2, "i4"},
+    {"'|b1'", "False", "(2, 2, 5, 4)", 80, 2, "type"},
+    {"'<c8'", "False", "(2, 2, 5, 4)", 640, 2, "type"},
+    {"[('a', '<f4')]", "False", "(2, 2, 5, 4)", 320, 2, "records"},
+    {"'<f4'", "False", "(2, 10, 4)", 320, 2, "3 dimensions"},
+    {"'<f4'", "False", "(1, 2, 2, 5, 4)", 320, 2, "5 dimensions"},
+    {"'<f4'", "False", "()", 4, 2, "0 dimensions"},
+    {"'<f4'", "False", "(2, 2, 5, 4)", 319, 2, "truncated"},
+    {"'<f4'", "False", "(2, 2, 5, 4)", 0, 2, "truncated"},
+    {"'<f4'", "False", "(2, 2, 5, 4)", 324, 2, "324"},
+    {"'<f4'", "False", "(2, 2, 500000000000, 4)", 320, 2, "truncated"},
+    {"'<f4'", "False", "(2, 2, 5, 4611686018427387904)", 320, 2, "2^63"},
+    {"'<f4'", "False", "(2, 2, 5, 99999999999999999999)", 320, 2, "2^63"},
+    {"'<f4'", "False", "(2, 2, 5, -4)", 320, 2, "shape"},
+    {"'<f4'", "False", "(2, 2, 5, 4.0)", 320, 2, "shape"},
+    {"'<f4'", "False", "[2, 2, 5, 4]", 320, 2, "shape"},
+    {"'<f4'", "Maybe", "(2, 2, 5, 4)", 320, 2, "fortran_order"},
+    {"'<f4'", "False", "(2, 0, 5, 4)", 0, 2, "heads 0"},
+    {"'<f4'", "False", "(2, 2, 5, 0)", 0, 2, "dim 0"},
+    {"'<f4'", "False", "(0, 2, 5, 4)", 0, 2, "batch 0"},
+};
+enum { N_FILES = sizeof files / sizeof *files };
+
+START_TEST(file_refused)
+{
+    static const char zeros[1024];
+    const file_case *c = &files[_i];
+    npy("bad.npy", c->descr, c->order, c->shape, zeros, (size_t)c->bytes);
+    for (int t = 0; t < 3; t++) {
+        char arguments[128], name[32];
+        snprintf(arguments, sizeof arguments, "forward --q %s --k %s --v %s -o o.npy", t == 0 ? "bad.npy" : "q.npy",
+                 t == 1 ? "bad.npy" : "k.npy", t == 2 ? "bad.npy" : "v.npy");
+        expect_refused(arguments, c->code, c->says);
+        snprintf(name, sizeof name, "--%c bad.npy", "qkv"[t]);
+        ck_assert_msg(strstr(err, name) != NULL, "'%s' lacks '%s'", err, name);
+    }
+    ck_assert(!exists("o.npy"));
+}
+END_TEST
+
+START_TEST(file_of_anything)
+{
+    static char whole[4096];
+    const size_t n = slurp("q.npy", whole, sizeof whole);
+    ck_assert_uint_eq(n, 128 + sizeof q);
+    expect_refused("forward --q gone.npy --k k.npy --v v.npy -o o.npy", 2, "--q gone.npy");
+    expect_refused("forward --q sub --k k.npy --v v.npy -o o.npy", 2, "--q sub");
+    for (size_t length = 0; length < n; length += length < 16 ? 1 : 37) { /* cut at any place */
+        spill("bad.npy", whole, length);
+        expect_refused("forward --q bad.npy --k k.npy --v v.npy -o o.npy", 2, "--q bad.npy");
+    }
+    for (size_t at = 0; at < 12; at++) { /* one byte of the beginning changed */
+        whole[at] = (char)(whole[at] ^ 0x40);
+        spill("bad.npy", whole, n);
+        whole[at] = (char)(whole[at] ^ 0x40);
+        expect_refused("forward --q bad.npy --k k.npy --v v.npy -o o.npy", 2, "--q bad.npy");
+    }
+    spill("bad.npy", "It was the best of times, it was the worst of times\n", 52);
+    expect_refused("forward --q bad.npy --k k.npy --v v.npy -o o.npy", 2, "no .npy file");
+    ck_assert(mkfifo("fifo", 0600) == 0);
+    expect_refused("forward --q fifo --k k.npy --v v.npy -o o.npy", 2, "--q fifo");
+}
+END_TEST
+
+START_TEST(file_larger_than_memory)
+{
+    char header[1024];
+    const size_t n = npy_text(header, "'<f4'", "False", "(1, 1, 268435456, 64)"); /* 64 GiB, all of them a hole */
+    spill("huge.npy", header, n);
+    if (truncate("huge.npy", (off_t)n + ((off_t)64 << 30))) {
+        test_skip("file_larger_than_memory", "no sparse file of 64 GiB in /tmp");
+        return;
+    }
+    const int code = run("ulimit -v 4000000; \"$CLATTN\" forward --q huge.npy --k k.npy --v v.npy -o o.npy");
+    ck_assert_msg(code == 1 && strstr(err, "huge.npy") && strstr(err, "memory"), "%d: %s", code, err);
+    ck_assert(!exists("o.npy"));
+}
+END_TEST
+
+START_TEST(files_that_disagree)
+{
+    static const char zeros[1024];
+    npy("k7.npy", "'<f4'", "False", "(2, 2, 5, 7)", zeros, 560);
+    npy("k3.npy", "'<f4'", "False", "(2, 3, 5, 4)", zeros, 480);
+    npy("b1.npy", "'<f4'", "False", "(1, 2, 5, 4)", zeros, 160);
+    npy("half.npy", "'<f2'", "False", "(2, 2, 5, 4)", zeros, 160);
+    expect_refused("forward --q q.npy --k k7.npy --v v.npy -o o.npy", 2, "--k k7.npy");
+    expect_refused("forward --q q.npy --k k3.npy --v k3.npy -o o.npy", 2, "--k k3.npy");
+    expect_refused("forward --q q.npy --k b1.npy --v v.npy -o o.npy", 2, "--k b1.npy");
+    expect_refused("forward --q q.npy --k k.npy --v q.npy -o o.npy", 2, "--v q.npy");
+    expect_refused("forward --q q.npy --k half.npy --v v.npy -o o.npy", 2, "--k half.npy");
+    expect_refused("forward --q q.npy --k k.npy --v half.npy -o o.npy", 2, "--v half.npy");
+    expect_good("forward --q q.npy --k half.npy --v v.npy --dtype f32 -o o.npy"); /* makes them one */
+}
+END_TEST
+
+/* ---- good runs */
+
+typedef struct good_case {
+    const char *flags;
+    int64_t window_left, window_right, query_offset;
+    double scale;
+    int per_batch; /* 1: len.npy, 2: off.npy */
+} good_case;
+static const good_case goods[] = {
+    {"", -1, -1, 0, CLATTN_SCALE_AUTO, 0},
+    {"--causal", -1, 0, 0, CLATTN_SCALE_AUTO, 0},
+    {"--causal --q-offset 2", -1, 0, 2, CLATTN_SCALE_AUTO, 0},
+    {"--causal --q-offset=-1", -1, 0, -1, CLATTN_SCALE_AUTO, 0},
+    {"--window 1,0", 1, 0, 0, CLATTN_SCALE_AUTO, 0},
+    {"--window=0,2 --scale 0.25", 0, 2, 0, 0.25, 0},
+    {"--window -1,1", -1, 1, 0, CLATTN_SCALE_AUTO, 0},
+    {"--window 2,3 --causal", 2, 0, 0, CLATTN_SCALE_AUTO, 0},
+    {"--scale=0", -1, -1, 0, 0, 0},
+    {"--scale -1.5", -1, -1, 0, -1.5, 0},
+    {"--kv-len len.npy", -1, -1, 0, CLATTN_SCALE_AUTO, 1},
+    {"--q-offset off.npy --causal", -1, 0, 0, CLATTN_SCALE_AUTO, 2},
+    {"--path host --threads 1 --block-q 2 --block-kv 3", -1, -1, 0, CLATTN_SCALE_AUTO, 0},
+    {"--path=device --kernel=attn_fwd --causal", -1, 0, 0, CLATTN_SCALE_AUTO, 0},
+    {"--path device --device 0 --kernel attn_fwd_lanes", -1, -1, 0, CLATTN_SCALE_AUTO, 0},
+};
+enum { N_GOODS = sizeof goods / sizeof *goods };
+
+static bool device_missing(const char *flags)
+{
+    int count = 0;
+    return strstr(flags, "device") && (clattn_device_count(&count) || count == 0);
+}
+
+START_TEST(forward_is_right)
+{
+    const good_case *c = &goods[_i];
+    const int64_t lengths[2] = {5, 2}, offsets[2] = {1, -1};
+    static char whole[4096];
+    char arguments[256];
+    float o[Q], lse[Q / DIM];
+    double ref_o[Q], ref_lse[Q / DIM];
+    clattn_problem p;
+    if (!CLATTN_HAVE_OPENCL && device_missing(c->flags)) {
+        test_skip("forward_is_right", "no OpenCL device");
+        return;
+    }
+    clattn_problem_init(&p, CLATTN_DTYPE_F32, BATCH, HEADS, HEADS, ROWS, KEYS, DIM);
+    p.mask.window_left = c->window_left;
+    p.mask.window_right = c->window_right;
+    p.query_offset = c->query_offset;
+    p.scale = c->scale;
+    p.kv_length_per_batch = c->per_batch == 1;
+    p.query_offset_per_batch = c->per_batch == 2;
+    ck_assert_int_eq(clattn_reference_forward(&p, q, k, v, lengths, offsets, ref_o, ref_lse), CLATTN_STATUS_SUCCESS);
+    snprintf(arguments, sizeof arguments, FORWARD "--lse l.npy %s", c->flags);
+    expect_good(arguments);
+    ck_assert_str_eq(out, "");
+    ck_assert_uint_eq(slurp("o.npy", whole, sizeof whole), 128 + sizeof o);
+    ck_assert_ptr_nonnull(strstr(whole + 10, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 3, 4), }"));
+    memcpy(o, whole + 128, sizeof o);
+    ck_assert_uint_eq(slurp("l.npy", whole, sizeof whole), 128 + sizeof lse);
+    ck_assert_ptr_nonnull(strstr(whole + 10, "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 3), }"));
+    memcpy(lse, whole + 128, sizeof lse);
+    for (int i = 0; i < Q; i++)
+        ck_assert_msg(fabs(o[i] - ref_o[i]) < 5e-6, "%s: O[%d] is %g, not %g", c->flags, i, (double)o[i], ref_o[i]);
+    for (int i = 0; i < Q / DIM; i++)
+        ck_assert_msg((double)lse[i] == ref_lse[i] || fabs(lse[i] - ref_lse[i]) < 1e-5, "%s: LSE[%d] is %g, not %g",
+                      c->flags, i, (double)lse[i], ref_lse[i]);
+}
+END_TEST
+
+START_TEST(both_flag_forms)
+{
+    static char a[1024], b[1024];
+    expect_good("forward --q q.npy --k k.npy --v v.npy -o o.npy --window 1,2 --scale 0.5 --path host");
+    expect_good("forward --q=q.npy --k=k.npy --v=v.npy -o=p.npy --window=1,2 --scale=0.5 --path=host");
+    const size_t n = slurp("o.npy", a, sizeof a);
+    ck_assert_uint_eq(n, 128 + sizeof q);
+    ck_assert(slurp("p.npy", b, sizeof b) == n && !memcmp(a, b, n));
+}
+END_TEST
+
+START_TEST(forward_bshd)
+{
+    static float t[K], whole[1024];
+    float want[Q];
+    expect_good(FORWARD "--causal --path host");
+    slurp("o.npy", whole, sizeof whole);
+    memcpy(want, (char *)whole + 128, sizeof want);
+    const float *const from[] = {q, k, v};
+    static const char *const names[] = {"q.npy", "k.npy", "v.npy"};
+    for (int x = 0; x < 3; x++) {
+        const int seq = x ? KEYS : ROWS;
+        for (int b = 0; b < BATCH; b++)
+            for (int h = 0; h < HEADS; h++)
+                for (int i = 0; i < seq; i++)
+                    memcpy(t + ((b * seq + i) * HEADS + h) * DIM, from[x] + ((b * HEADS + h) * seq + i) * DIM,
+                           DIM * sizeof *t);
+        npy(names[x], "'<f4'", "False", x ? "(2, 5, 2, 4)" : "(2, 3, 2, 4)", t,
+            (size_t)(BATCH * HEADS * seq * DIM) * 4);
+    }
+    expect_good(FORWARD "--causal --path host --layout bshd");
+    slurp("o.npy", whole, sizeof whole);
+    ck_assert_ptr_nonnull(strstr((char *)whole + 10, "'shape': (2, 3, 2, 4)"));
+    const float *o = (const float *)((char *)whole + 128);
+    for (int b = 0; b < BATCH; b++)
+        for (int h = 0; h < HEADS; h++)
+            for (int i = 0; i < ROWS * DIM; i++)
+                ck_assert(o[((b * ROWS + i / DIM) * HEADS + h) * DIM + i % DIM] ==
+                          want[(b * HEADS + h) * ROWS * DIM + i]);
+}
+END_TEST
+
+typedef struct dtype_case {
+    const char *name, *descr;
+    size_t bytes;
+} dtype_case;
+static const dtype_case dtypes[] = {
+    {"f32", "'<f4'", 4}, {"f16", "'<f2'", 2}, {"bf16", "'<f4'", 4}, {"f64", "'<f8'", 8}};
+
+START_TEST(forward_dtypes)
+{
+    static char whole[4096];
+    char arguments[128], want[32];
+    snprintf(arguments, sizeof arguments, FORWARD "--dtype %s", dtypes[_i].name);
+    expect_good(arguments);
+    ck_assert_uint_eq(slurp("o.npy", whole, sizeof whole), 128 + Q * dtypes[_i].bytes);
+    snprintf(want, sizeof want, "'descr': %s", dtypes[_i].descr);
+    ck_assert_ptr_nonnull(strstr(whole + 10, want));
+}
+END_TEST
+
+START_TEST(explain)
+{
+    expect_good(FORWARD "--explain --path host");
+    ck_assert_ptr_nonnull(strstr(out, "host_tile"));
+    ck_assert_ptr_nonnull(strstr(out, "asked for"));
+}
+END_TEST
+
+static const char *const ways[3] = {"--path host", "--path device --kernel attn_fwd_lanes",
+                                    "--path device --kernel attn_fwd"};
+
+/* Real Q, K and V: scaled scores of -70 to 79. */
+START_TEST(forward_minilm)
+{
+    enum { HEADER = 128, COUNT = 12 * 512 * 32 };
+    static float got[32 + COUNT], want[32 + COUNT];
+    char arguments[512];
+    double most = 0;
+    if (device_missing(ways[_i])) {
+        test_skip("forward_minilm", "no OpenCL device");
+        return;
+    }
+    snprintf(arguments, sizeof arguments,
+             "forward --q \"$DATA/minilm/l0_q.npy\" --k \"$DATA/minilm/l0_k.npy\" --v=\"$DATA/minilm/l0_v.npy\" "
+             "-o o.npy %s",
+             ways[_i]);
+    expect_good(arguments);
+    ck_assert_uint_eq(slurp("o.npy", got, sizeof got), sizeof got);
+    ck_assert_uint_eq(slurp(CLATTN_TEST_DATA "/minilm/l0_o.npy", want, sizeof want), sizeof want);
+    ck_assert_ptr_nonnull(strstr((char *)got + 10, "'shape': (1, 12, 512, 32)"));
+    for (int i = 32; i < 32 + COUNT; i++) {
+        const double error = fabs((double)got[i] - (double)want[i]);
+        if (!(error <= most)) most = error;
+    }
+    ck_assert_msg(most <= 5e-6, "%s: off by %g", ways[_i], most);
+}
+END_TEST
+
+/* ---- outputs: whole or not at all */
+
+START_TEST(output_untouched_on_failure)
+{
+    static char whole[1024];
+    static const char *const failing[] = {
+        "\"$CLATTN\" forward --q q.npy --k k.npy --v len.npy -o o.npy --lse l.npy",
+        "\"$CLATTN\" forward --q q.npy --k k.npy --v v.npy -o o.npy --lse nowhere/l.npy",
+        "ulimit -f 0; \"$CLATTN\" forward --q q.npy --k k.npy --v v.npy -o o.npy --lse l.npy",
+        "ulimit -f 1; \"$CLATTN\" forward --q \"$DATA/minilm/l0_q.npy\" --k \"$DATA/minilm/l0_k.npy\" --v "
+        "\"$DATA/minilm/l0_v.npy\" -o o.npy --lse l.npy",
+    };
+    const int want[] = {2, 2, 1, 1};
+    spill("o.npy", "old", 3);
+    const int before = count_files();
+    static char line[1024];
+    snprintf(line, sizeof line, "(%s) 2>&1 | cat", failing[_i]); /* through a pipe, for ulimit cuts files */
+    run(line);
+    ck_assert_msg(!strncmp(out, "clattn: ", 8), "%s", out);
+    snprintf(line, sizeof line, "(%s) >/dev/null 2>&1", failing[_i]);
+    ck_assert_int_eq(run(line), want[_i]);
+    ck_assert_uint_eq(slurp("o.npy", whole, sizeof whole), 3);
+    ck_assert(!memcmp(whole, "old", 3) && !exists("l.npy"));
+    ck_assert_msg(count_files() == before, "a temporary file is left");
+}
+END_TEST
+
+START_TEST(output_replaces)
+{
+    static char whole[1024];
+    struct stat s;
+    spill("o.npy", "old", 3);
+    ck_assert(chmod("o.npy", 0640) == 0 && symlink("o.npy", "link.npy") == 0);
+    const int before = count_files();
+    expect_good("forward --q q.npy --k k.npy --v v.npy -o link.npy");
+    ck_assert_uint_eq(slurp("o.npy", whole, sizeof whole), 128 + sizeof q);
+    ck_assert(lstat("link.npy", &s) == 0 && S_ISLNK(s.st_mode));
+    ck_assert(stat("o.npy", &s) == 0 && (s.st_mode & 0777) == 0640);
+    ck_assert_int_eq(count_files(), before);
+    expect_good("forward --q q.npy --k k.npy --v v.npy -o q.npy"); /* an input's own place */
+    ck_assert_uint_eq(slurp("q.npy", whole, sizeof whole), 128 + sizeof q);
+}
+END_TEST
+
+/* ---- the other commands */
+
+START_TEST(devices_listed)
+{
+    int count = 0;
+    expect_good("devices");
+    ck_assert_ptr_nonnull(strstr(out, "host"));
+    ck_assert_int_eq(clattn_device_count(&count), CLATTN_STATUS_SUCCESS);
+    for (int i = 0; i < count; i++) {
+        clattn_device_info info;
+        clattn_device_info_init(&info);
+        ck_assert_int_eq(clattn_device_get_info(i, &info), CLATTN_STATUS_SUCCESS);
+        ck_assert_msg(strstr(out, info.name) && strstr(out, info.platform), "%s is not in: %s", info.name, out);
+        if (info.usable) ck_assert_ptr_nonnull(strstr(out, clattn_kernel_name(info.kernel)));
+    }
+}
+END_TEST
+
+START_TEST(without_devices)
+{
+    ck_assert(mkdir("empty", 0777) == 0);
+    const char *in_front = "OCL_ICD_VENDORS=\"$PWD/empty\"; export OCL_ICD_VENDORS; ";
+    char line[512];
+    snprintf(line, sizeof line, "%s \"$CLATTN\" devices", in_front);
+    ck_assert_int_eq(run(line), 0);
+    ck_assert_msg(strstr(out, "no OpenCL device") && strstr(out, "host") && !*err, "%s%s", out, err);
+    snprintf(line, sizeof line, "%s \"$CLATTN\" " FORWARD, in_front);
+    ck_assert_int_eq(run(line), 0);
+    snprintf(line, sizeof line, "%s \"$CLATTN\" " FORWARD "--path device", in_front);
+    ck_assert_int_eq(run(line), 2);
+    ck_assert_ptr_nonnull(strstr(err, "--path device"));
+    snprintf(line, sizeof line, "%s \"$CLATTN\" compare " PROBLEM, in_front);
+    ck_assert_msg(run(line) == 0, "%s", err);
+    snprintf(line, sizeof line, "%s \"$CLATTN\" selftest", in_front);
+    ck_assert_msg(run(line) == 0 && strstr(out, " 0 failed"), "%s%s", out, err);
+}
+END_TEST
+
+static double number_of(const char *key)
+{
+    char quoted[32];
+    snprintf(quoted, sizeof quoted, "\"%s\": ", key);
+    const char *at = strstr(out, quoted);
+    ck_assert_msg(at != NULL, "no %s in %s", quoted, out);
+    char *end;
+    const double x = strtod(at + strlen(quoted), &end);
+    ck_assert_msg(end != at + strlen(quoted) && (*end == ',' || *end == '}'), "%s is no number in %s", key, out);
+    return x;
+}
+
+START_TEST(bench_json)
+{
+    char arguments[256];
+    const char *const kernels[] = {"host_tile", "attn_fwd_lanes", "attn_fwd"};
+    const bool causal = _i >= 3;
+    if (device_missing(ways[_i % 3])) {
+        test_skip("bench_json", "no OpenCL device");
+        return;
+    }
+    snprintf(arguments, sizeof arguments, "bench 'f32 b2 hq4 hkv2 q64 kv96 d32%s' --json --budget 0.05 %s %s",
+             causal ? " causal" : "", ways[_i % 3], causal ? "--cold" : "");
+    expect_good(arguments);
+    const size_t n = strlen(out);
+    ck_assert_msg(out[0] == '{' && n > 2 && !strcmp(out + n - 2, "}\n") && strchr(out, '\n') == out + n - 1, "%s", out);
+    char want[160];
+    snprintf(want, sizeof want, "\"problem\": \"f32 b2 hq4 hkv2 q64 kv96 d32%s\"", causal ? " causal" : "");
+    ck_assert_msg(strstr(out, want) != NULL, "%s lacks %s", out, want);
+    snprintf(want, sizeof want, "\"kernel\": \"%s\"", kernels[_i % 3]);
+    ck_assert_msg(strstr(out, want) != NULL, "%s lacks %s", out, want);
+    ck_assert_ptr_nonnull(strstr(out, _i % 3 ? "\"path\": \"device\"" : "\"path\": \"host\""));
+    ck_assert_ptr_nonnull(strstr(out, "\"device\": \""));
+    const double median = number_of("median_s"), least = number_of("min_s");
+    const double pairs = causal ? 64 * 65 / 2.0 : 64 * 96.0;
+    const double gflops = 4 * 2 * 4 * pairs * 32 * 1e-9 / median;
+    const double bytes = 2.0 * 2 * (causal ? 64 : 96) * 64 * 4;
+    ck_assert(median > 0 && least > 0 && least <= median && median < 10);
+    ck_assert_msg(number_of("runs") >= 7, "%s", out);
+    ck_assert_msg(_i % 3 ? number_of("threads") == 0 : number_of("threads") >= 1, "%s", out);
+    ck_assert_msg(fabs(number_of("gflops") / gflops - 1) < 1e-4, "%s: not %g", out, gflops);
+    ck_assert_msg(fabs(number_of("gbs") / (bytes * 1e-9 / median) - 1) < 1e-4, "%s: not %g", out,
+                  bytes / median * 1e-9);
+}
+END_TEST
+
+START_TEST(bench_in_words)
+{
+    expect_good("bench " PROBLEM "--budget 0.05 --path host");
+    ck_assert(strstr(out, "host_tile") && strstr(out, "median") && strstr(out, "GFLOP/s"));
+}
+END_TEST
+
+START_TEST(compare_codes)
+{
+    expect_good("compare 'f32 b1 hq2 hkv1 q40 kv200 d32 causal'");
+    ck_assert(strstr(out, "reference") && strstr(out, "host") && strstr(out, "ok") && !strstr(out, "WRONG"));
+    expect_good("compare --q q.npy --k k.npy --v v.npy --causal");
+    ck_assert(strstr(out, "ok") && !strstr(out, "WRONG"));
+    /* scores of some hundreds, close to each other: f32 sums cannot be as near as the tolerance asks */
+    ck_assert_int_eq(clattn("compare 'f32 b1 hq2 hkv2 q512 kv512 d64 scale=30' --path host"), 1);
+    ck_assert_ptr_nonnull(strstr(out, "WRONG"));
+}
+END_TEST
+
+START_TEST(selftest)
+{
+    expect_good("selftest");
+    ck_assert_msg(strstr(out, " 0 failed") && strstr(out, "host"), "%s", out);
+    if (!device_missing("device")) ck_assert(strstr(out, "attn_fwd_lanes") && strstr(out, "attn_fwd\n"));
+}
+END_TEST
+
+static TCase *add_case(Suite *s, const char *name)
+{
+    TCase *t = tcase_create(name);
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_set_timeout(t, 120);
+    suite_add_tcase(s, t);
+    return t;
+}
+
+Suite *test_suite(void)
+{
+    Suite *s = suite_create("cli");
+    TCase *t = add_case(s, "usage");
+    tcase_add_loop_test(t, usage_refused, 0, N_USAGES);
+    tcase_add_test(t, no_command);
+    tcase_add_test(t, help_and_version);
+    tcase_add_test(t, stdout_that_is_full);
+
+    t = add_case(s, "files");
+    tcase_add_loop_test(t, file_refused, 0, N_FILES);
+    tcase_add_test(t, file_of_anything);
+    tcase_add_test(t, file_larger_than_memory);
+    tcase_add_test(t, files_that_disagree);
+    tcase_add_loop_test(t, output_untouched_on_failure, 0, 4);
+    tcase_add_test(t, output_replaces);
+
+    t = add_case(s, "forward");
+    tcase_add_loop_test(t, forward_is_right, 0, N_GOODS);
+    tcase_add_test(t, both_flag_forms);
+    tcase_add_test(t, forward_bshd);
+    tcase_add_loop_test(t, forward_dtypes, 0, 4);
+    tcase_add_test(t, explain);
+    tcase_add_loop_test(t, forward_minilm, 0, 3);
+
+    t = add_case(s, "others");
+    tcase_add_test(t, devices_listed);
+    tcase_add_test(t, without_devices);
+    tcase_add_loop_test(t, bench_json, 0, 6);
+    tcase_add_test(t, bench_in_words);
+    tcase_add_test(t, compare_codes);
+    tcase_add_test(t, selftest);
+    return s;
+}

@@ -1,0 +1,687 @@
+/* Decisions and arithmetic that need no device: which kernel variant a made-up device gets, which tile of the table,
+ * which paths, and the 16-bit formats. Linked to the static library, for these are the library's own functions. */
+#include "harness.h"
+
+#include <inttypes.h>
+
+#include "error.h"
+#include "half.h"
+#include "plan.h"
+#include "tile_table.h"
+
+/* ---- made-up devices */
+
+typedef struct machine {
+    const char *what;
+    bool is_cpu, has_fp64;
+    int64_t local_bytes, max_work_group_size, max_alloc_bytes;
+} machine;
+
+#define KIB INT64_C(1024)
+#define GIB (INT64_C(1) << 30)
+static const machine machines[] = {
+    {"gpu 48 KiB, 1024", false, true, 48 * KIB, 1024, 8 * GIB},
+    {"gpu 32 KiB, 256", false, true, 32 * KIB, 256, 2 * GIB},
+    {"gpu 16 KiB, 64", false, false, 16 * KIB, 64, GIB},
+    {"gpu 64 KiB, 128", false, false, 64 * KIB, 128, GIB},
+    {"gpu 8 KiB, 16", false, true, 8 * KIB, 16, GIB},
+    {"cpu 256 KiB, 4096", true, true, 256 * KIB, 4096, 4 * GIB},
+    {"cpu 16 KiB, 64", true, false, 16 * KIB, 64, 4 * GIB},
+};
+enum { N_MACHINES = sizeof machines / sizeof *machines };
+
+static device_profile profile_of(const machine *m)
+{
+    device_profile d;
+    memset(&d, 0, sizeof d);
+    snprintf(d.name, sizeof d.name, "%s", m->what);
+    d.is_cpu = m->is_cpu;
+    d.has_fp64 = m->has_fp64;
+    d.local_bytes = m->local_bytes;
+    d.max_work_group_size = m->max_work_group_size;
+    d.max_alloc_bytes = m->max_alloc_bytes;
+    return d;
+}
+
+static problem problem_of(const char *line)
+{
+    clattn_problem given;
+    problem p;
+    ck_assert_msg(clattn_problem_from_text(line, &given) == CLATTN_STATUS_SUCCESS, "%s", clattn_last_error()->message);
+    ck_assert_int_eq(clattn__problem_make(&given, &p), CLATTN_STATUS_SUCCESS);
+    return p;
+}
+
+static clattn_plan_options options_of(clattn_kernel kernel, int64_t block_q, int64_t block_kv)
+{
+    clattn_plan_options o;
+    clattn_plan_options_init(&o);
+    o.kernel = kernel;
+    o.block_q = block_q;
+    o.block_kv = block_kv;
+    return o;
+}
+
+/* What cl/config.clh demands of the axes, and what it says of local memory; written from there, not from the table. */
+static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+static void expect_attn_fwd(const int *a, int64_t wg, int64_t local, const machine *m, const char *what)
+{
+    const int64_t bq = a[AXIS_BLOCK_Q], bkv = a[AXIS_BLOCK_KV], size = a[AXIS_WG_SIZE], cols = a[AXIS_WG_COLS];
+    const int64_t d = a[AXIS_D_SLICE], v = a[AXIS_V_SLICE], resident = a[AXIS_Q_RESIDENT];
+    const int64_t real = a[AXIS_STORAGE] == CLATTN_DTYPE_F64 ? 8 : 4;
+    ck_assert_msg(cols >= 4 && (cols & (cols - 1)) == 0, "%s: WG_COLS %d", what, (int)cols);
+    ck_assert_msg(size >= 16 && size % 16 == 0 && size % (2 * cols) == 0, "%s: WG_SIZE %d", what, (int)size);
+    ck_assert_msg(bq >= 1 && bq % (size / cols) == 0, "%s: BLOCK_Q %d", what, (int)bq);
+    ck_assert_msg(bkv >= 1 && bkv % cols == 0, "%s: BLOCK_KV %d", what, (int)bkv);
+    ck_assert_msg(d >= 4 && d % 4 == 0, "%s: D_SLICE %d", what, (int)d);
+    ck_assert_msg(v >= 4 && v % 4 == 0 && bkv % v == 0, "%s: V_SLICE %d of BLOCK_KV %d", what, (int)v, (int)bkv);
+    ck_assert_msg(resident == 0 || resident == 1, "%s: Q_RESIDENT %d", what, (int)resident);
+    ck_assert_int_eq(wg, size);
+    const int64_t q4 = (resident ? up(a[AXIS_HEAD_DIM_QK], d) : d) / 4 | 1, k4 = d / 4 | 1, p4 = bkv / 4 | 1;
+    const int64_t v4 = up(a[AXIS_HEAD_DIM_V], 4 * cols) / 4;
+    const int64_t qk = bq * q4 + bkv * k4, qv = (resident ? bq * q4 : 0) + v * v4;
+    const int64_t bytes = 4 * real * ((qk > qv ? qk : qv) + bq * p4 + bq * cols / 4);
+    ck_assert_msg(local == bytes, "%s: %d bytes of local memory, not %d", what, (int)local, (int)bytes);
+    ck_assert_msg(bytes <= m->local_bytes, "%s: %d bytes of local memory on %s", what, (int)bytes, m->what);
+    ck_assert_msg(size <= m->max_work_group_size, "%s: %d work-items on %s", what, (int)size, m->what);
+}
+
+static const int head_dims[] = {1, 7, 31, 32, 46, 64, 65, 80, 96, 128, 129, 200, 224, 256, 257, 512, 513, 576, 1024};
+static const char *const storages[] = {"f32", "f16", "bf16", "f64"};
+enum { N_HEAD_DIMS = sizeof head_dims / sizeof *head_dims };
+
+/* Every head dim, type and forced size on one machine: what is chosen fits, and is no more than what was asked for. */
+START_TEST(tiles_fit)
+{
+    const machine *m = &machines[_i];
+    const device_profile d = profile_of(m);
+    const int64_t forced[][2] = {{0, 0}, {1, 1}, {16, 16}, {17, 100}, {128, 32}, {0, 64}, {48, 0}, {4096, 4096}};
+    int chosen = 0;
+    for (int i = 0; i < N_HEAD_DIMS; i++)
+        for (int t = 0; t < 4; t++)
+            for (size_t k = 0; k < sizeof forced / sizeof *forced; k++) {
+                char line[128];
+                snprintf(line, sizeof line, "%s hq2 q300 kv500 d%d dv%d", storages[t], head_dims[i],
+                         head_dims[(i * 7 + t) % N_HEAD_DIMS]);
+                const problem p = problem_of(line);
+                const clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_FWD, forced[k][0], forced[k][1]);
+                device_choice c;
+                const clattn_status status = clattn__plan_device(&p, &d, &o, 0, &c);
+                if (status != CLATTN_STATUS_SUCCESS) {
+                    ck_assert_int_eq(status, CLATTN_STATUS_UNSUPPORTED);
+                    continue;
+                }
+                chosen++;
+                ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD);
+                ck_assert_int_eq(c.axes[AXIS_STORAGE], p.dtype);
+                ck_assert_int_eq(c.axes[AXIS_HEAD_DIM_QK], p.head_dim_qk);
+                ck_assert_int_eq(c.axes[AXIS_HEAD_DIM_V], p.head_dim_v);
+                expect_attn_fwd(c.axes, c.work_group_size, c.local_bytes, m, line);
+                if (forced[k][0]) ck_assert_int_le(c.axes[AXIS_BLOCK_Q], up(forced[k][0], 16));
+                if (forced[k][1]) ck_assert_int_le(c.axes[AXIS_BLOCK_KV], up(forced[k][1], 16));
+            }
+    ck_assert_msg(chosen > (m->local_bytes < 16 * KIB ? 50 : 150), "%s: only %d problems have a tile", m->what, chosen);
+}
+END_TEST
+
+/* Where a head dim must have a tile: up to 256 on 16 KiB with 64 work-items, all of f32, f16 and bf16. */
+START_TEST(tiles_exist)
+{
+    const machine small = {"16 KiB, 64", false, true, 16 * KIB, 64, GIB};
+    const device_profile d = profile_of(&small);
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    for (int dim = 1; dim <= 256; dim++)
+        for (int t = 0; t < 4; t++) {
+            char line[128];
+            device_choice c;
+            snprintf(line, sizeof line, "%s hq1 q300 kv300 d%d", storages[t], dim);
+            const problem p = problem_of(line);
+            ck_assert_msg(clattn__plan_device(&p, &d, &o, 0, &c) == CLATTN_STATUS_SUCCESS, "%s: %s", line,
+                          clattn_last_error()->message);
+            expect_attn_fwd(c.axes, c.work_group_size, c.local_bytes, &small, line);
+        }
+}
+END_TEST
+
+/* More local memory or more work-items never lose a tile, and never make it smaller. */
+START_TEST(tiles_grow_with_the_device)
+{
+    const int64_t locals[] = {8 * KIB, 16 * KIB, 24 * KIB, 32 * KIB, 48 * KIB, 64 * KIB, 227 * KIB};
+    const int64_t groups[] = {16, 64, 128, 256, 1024};
+    for (int i = 0; i < N_HEAD_DIMS; i++)
+        for (int real = 4; real <= 8; real += 4)
+            for (int g = 0; g < 5; g++) {
+                bool had = false;
+                for (int l = 0; l < 7; l++) {
+                    clattn__tile t;
+                    const bool has =
+                        clattn__tile_pick(head_dims[i], head_dims[i], real, locals[l], groups[g], 0, 0, 0, &t) != NULL;
+                    ck_assert_msg(has || !had, "d%d: %d KiB lose what fewer had", head_dims[i], (int)(locals[l] / KIB));
+                    if (has) {
+                        ck_assert_int_le(clattn__tile_local_bytes(&t, head_dims[i], head_dims[i]), locals[l]);
+                        ck_assert_int_le(t.wg_size, groups[g]);
+                    }
+                    had = has;
+                }
+            }
+}
+END_TEST
+
+/* The variants are tried one after the other, each another one, and then there are none. */
+START_TEST(variants_end)
+{
+    const device_profile d = profile_of(&machines[_i]);
+    const problem p = problem_of("f16 hq4 q300 kv300 d64");
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    device_choice seen[64];
+    int n = 0;
+    for (; n < 64 && clattn__plan_device(&p, &d, &o, n, &seen[n]) == CLATTN_STATUS_SUCCESS; n++)
+        for (int i = 0; i < n; i++)
+            ck_assert_msg(memcmp(seen[i].axes, seen[n].axes, sizeof seen[n].axes) || seen[i].kernel != seen[n].kernel,
+                          "%s: variants %d and %d are one", machines[_i].what, i, n);
+    ck_assert_int_ge(n, 1);
+    ck_assert_int_lt(n, 64);
+    ck_assert_int_eq(clattn_last_error()->status, CLATTN_STATUS_UNSUPPORTED);
+    ck_assert_int_eq(seen[0].kernel, machines[_i].is_cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD);
+    for (int i = 1; i < n; i++) ck_assert_int_eq(seen[i].kernel, CLATTN_KERNEL_ATTN_FWD);
+}
+END_TEST
+
+START_TEST(lanes_has_one_variant)
+{
+    const device_profile d = profile_of(&machines[_i]);
+    const problem p = problem_of("f32 hq4 q300 kv300 d64");
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_FWD_LANES, 0, 0);
+    device_choice c;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD_LANES);
+    ck_assert_int_eq(c.work_group_size, 1);
+    ck_assert_int_eq(c.local_bytes, 0);
+    ck_assert_int_eq(c.axes[AXIS_BLOCK_Q] % 16, 0);
+    ck_assert_int_le(c.axes[AXIS_BLOCK_Q], 64);
+    ck_assert_int_eq(c.axes[AXIS_BLOCK_KV] % 4, 0);
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 1, &c), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "attn_fwd_lanes"));
+}
+END_TEST
+
+typedef struct lanes_case {
+    const char *text;
+    int64_t block_q, block_kv; /* asked */
+    int got_q, got_kv;
+} lanes_case;
+static const lanes_case lanes_cases[] = {
+    {"f32 hq1 q300 kv300 d64", 16, 4, 16, 4},
+    {"f32 hq1 q300 kv300 d64", 1, 1, 16, 4},
+    {"f32 hq1 q300 kv300 d64", 17, 5, 32, 8},
+    {"f32 hq1 q300 kv300 d64", 64, 128, 64, 128},
+    {"f32 hq1 q300 kv300 d64", 1000, 100, 64, 100},
+    {"f32 hq1 q9 kv9 d64", 0, 0, 16, 12},
+    {"f32 hq1 q1 kv1 d64", 0, 0, 16, 4},
+    {"f32 hq1 q0 kv0 d64", 0, 0, 16, 4},
+    {"f32 hq1 q20 kv300 d32", 0, 0, 32, 128},
+    {"f32 hq1 q513 kv600 d32", 0, 0, 64, 128},
+};
+enum { N_LANES = sizeof lanes_cases / sizeof *lanes_cases };
+
+START_TEST(lanes_blocks)
+{
+    const lanes_case *k = &lanes_cases[_i];
+    const device_profile d = profile_of(&machines[5]);
+    const problem p = problem_of(k->text);
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, k->block_q, k->block_kv);
+    device_choice c;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD_LANES);
+    ck_assert_int_eq(c.axes[AXIS_BLOCK_Q], k->got_q);
+    ck_assert_int_eq(c.axes[AXIS_BLOCK_KV], k->got_kv);
+}
+END_TEST
+
+/* A head that a thread's stack cannot hold: refused when the kernel was asked for, else the other kernel. */
+START_TEST(lanes_of_a_huge_head)
+{
+    const device_profile d = profile_of(&machines[5]);
+    const problem p = problem_of("f32 hq1 q300 kv300 d5000");
+    clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_FWD_LANES, 0, 0);
+    device_choice c;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "5000"));
+    o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD);
+    expect_attn_fwd(c.axes, c.work_group_size, c.local_bytes, &machines[5], "d5000");
+}
+END_TEST
+
+/* ---- refusals of a device */
+
+typedef struct refusal {
+    const char *text;
+    machine m;
+    const char *says[3];
+} refusal;
+static const refusal refusals[] = {
+    {"f64 hq1 q300 kv300 d64", {"plain gpu", false, false, 48 * KIB, 1024, GIB}, {"dtype is f64", "plain gpu", "fp64"}},
+    {"f64 hq1 q300 kv300 d64", {"plain cpu", true, false, 48 * KIB, 1024, GIB}, {"dtype is f64", "plain cpu", "fp64"}},
+    {"f32 hq1 q300 kv300 d64", {"tiny gpu", false, true, 1 * KIB, 1024, GIB}, {"no tile", "1024 bytes", "64"}},
+    {"f32 hq1 q300 kv300 d64", {"narrow gpu", false, true, 48 * KIB, 8, GIB}, {"no tile", "8 work-items", "64"}},
+    {"f32 hq1 q300 kv300 d100000", {"gpu", false, true, 48 * KIB, 1024, GIB}, {"no tile", "100000", "head_dim_qk"}},
+    {"f32 hq1 q300 kv300 d64", {"poor gpu", false, true, 48 * KIB, 1024, 76799}, {"q has", "300", "76799 bytes"}},
+    {"f32 hq1 q300 kv301 d64", {"poor gpu", false, true, 48 * KIB, 1024, 76800}, {"k has", "301", "76800 bytes"}},
+    {"f32 hq1 q300 kv300 d64 dv65", {"poor cpu", true, true, 48 * KIB, 1024, 76800}, {"v has", "65", "76800 bytes"}},
+    {"f32 hq1 q300 kv0 d1 dv65", {"poor cpu", true, true, 48 * KIB, 1024, 76800}, {"o has", "65", "76800 bytes"}},
+    {"f32 hq1 q1073741824 kv1 d1",
+     {"gpu", false, true, 48 * KIB, 1024, INT64_MAX},
+     {"n_q is 1073741824", "1073741823"}},
+    {"f32 hq1 q1 kv1073741824 d1", {"gpu", false, true, 48 * KIB, 1024, INT64_MAX}, {"n_kv 1073741824", "1073741823"}},
+    {"f32 hq1 q1 kv1 d16777216", {"gpu", false, true, 48 * KIB, 1024, INT64_MAX}, {"head_dim_qk is 16777216"}},
+    {"f32 hq1 q1 kv1 d1 dv16777216", {"gpu", false, true, 48 * KIB, 1024, INT64_MAX}, {"head_dim_v 16777216"}},
+    {"f32 b2147483648 hq1 q1 kv1 d1", {"gpu", false, true, 48 * KIB, 1024, INT64_MAX}, {"batch is 2147483648"}},
+    {"f32 hq2147483648 q1 kv1 d1", {"gpu", false, true, 48 * KIB, 1024, INT64_MAX}, {"n_heads_q 2147483648"}},
+};
+enum { N_REFUSALS = sizeof refusals / sizeof *refusals };
+
+START_TEST(device_refuses)
+{
+    const refusal *r = &refusals[_i];
+    const device_profile d = profile_of(&r->m);
+    const problem p = problem_of(r->text);
+    const clattn_plan_options o = options_of(r->m.is_cpu ? CLATTN_KERNEL_AUTO : CLATTN_KERNEL_ATTN_FWD, 0, 0);
+    device_choice c;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c), CLATTN_STATUS_UNSUPPORTED);
+    const char *message = clattn_last_error()->message;
+    ck_assert_int_eq(clattn_last_error()->status, CLATTN_STATUS_UNSUPPORTED);
+    for (int i = 0; i < 3 && r->says[i]; i++)
+        ck_assert_msg(strstr(message, r->says[i]) != NULL, "'%s' lacks '%s'", message, r->says[i]);
+}
+END_TEST
+
+/* One byte more, and it is taken. */
+START_TEST(largest_allocation)
+{
+    const machine m = {"exact", false, true, 48 * KIB, 1024, 76800};
+    device_profile d = profile_of(&m);
+    const problem p = problem_of("f32 hq1 q300 kv300 d64");
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    device_choice c;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c), CLATTN_STATUS_SUCCESS);
+    d.max_alloc_bytes--;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c), CLATTN_STATUS_UNSUPPORTED);
+}
+END_TEST
+
+/* ---- the table itself */
+
+START_TEST(table_forced_blocks)
+{
+    for (int i = 0; i < N_HEAD_DIMS; i++)
+        for (int block_q = 1; block_q <= 160; block_q += 3)
+            for (int block_kv = 1; block_kv <= 160; block_kv += 13) {
+                clattn__tile t;
+                char what[64];
+                if (!clattn__tile_pick(head_dims[i], head_dims[i], 4, 227 * KIB, 1024, block_q, block_kv, 0, &t)) {
+                    ck_abort_msg("d%d block_q %d block_kv %d: no tile in 227 KiB", head_dims[i], block_q, block_kv);
+                    continue;
+                }
+                const machine roomy = {"roomy", false, true, 227 * KIB, 1024, GIB};
+                int axes[AXIS_COUNT] = {0};
+                axes[AXIS_STORAGE] = CLATTN_DTYPE_F32;
+                axes[AXIS_HEAD_DIM_QK] = axes[AXIS_HEAD_DIM_V] = head_dims[i];
+                axes[AXIS_BLOCK_Q] = t.block_q;
+                axes[AXIS_BLOCK_KV] = t.block_kv;
+                axes[AXIS_WG_SIZE] = t.wg_size;
+                axes[AXIS_WG_COLS] = t.wg_cols;
+                axes[AXIS_D_SLICE] = t.d_slice;
+                axes[AXIS_V_SLICE] = t.v_slice;
+                axes[AXIS_Q_RESIDENT] = t.q_resident;
+                snprintf(what, sizeof what, "d%d block_q %d block_kv %d", head_dims[i], block_q, block_kv);
+                expect_attn_fwd(axes, t.wg_size, clattn__tile_local_bytes(&t, head_dims[i], head_dims[i]), &roomy,
+                                what);
+                ck_assert_msg(t.block_q == (block_q > 112 ? 128 : up(block_q, 16)), "%s: %d", what, t.block_q);
+                ck_assert_msg(t.block_kv == (block_kv > 112 ? 128 : up(block_kv, 16)), "%s: %d", what, t.block_kv);
+            }
+}
+END_TEST
+
+START_TEST(table_refuses)
+{
+    clattn__tile t;
+    ck_assert_ptr_null(clattn__tile_pick(0, 64, 4, 48 * KIB, 1024, 0, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick(64, 0, 4, 48 * KIB, 1024, 0, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick(-1, -1, 4, 48 * KIB, 1024, 0, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick(64, 64, 2, 48 * KIB, 1024, 0, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick(64, 64, 4, 0, 1024, 0, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick(64, 64, 4, 48 * KIB, 0, 0, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick(64, 64, 4, 48 * KIB, 1024, 0, 0, 1000, &t));
+    ck_assert_ptr_null(clattn__tile_pick(INT64_MAX, 64, 4, INT64_MAX, 1024, 0, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick(64, 64, 4, 1, 1024, INT64_MAX, INT64_MAX, 0, &t));
+    ck_assert_ptr_eq(clattn__tile_pick(64, 64, 4, 48 * KIB, 1024, 0, 0, 0, &t), &t);
+}
+END_TEST
+
+/* ---- the host's plan, and the path */
+
+typedef struct host_case {
+    const char *text;
+    int64_t block_q, block_kv;
+    int n_threads, got_q, got_kv, got_threads; /* got 0: what the instruction set has */
+} host_case;
+static const host_case host_cases[] = {
+    {"f32 hq1 q300 kv300 d64", 0, 0, 0, 0, -1, 6},
+    {"f32 hq1 q300 kv300 d64", 1, 1, 3, 1, 1, 3},
+    {"f32 hq1 q300 kv300 d64", 5, 7, 0, 5, 7, 6},
+    {"f32 hq1 q3 kv5 d64", 0, 0, 0, 3, 5, 6},
+    {"f32 hq1 q3 kv5 d64", 1000, 1000, 0, 3, 5, 6},
+    {"f32 hq1 q0 kv0 d64", 0, 0, 0, 1, 1, 6},
+    {"f32 hq1 q300 kv100000 d64", 0, 100000, 1, 0, 4096, 1},
+    {"f64 hq1 q4 kv4 d64", 2, 3, 9, 2, 3, 9},
+};
+enum { N_HOSTS = sizeof host_cases / sizeof *host_cases };
+
+START_TEST(host_plan_of)
+{
+    const host_case *k = &host_cases[_i];
+    const problem p = problem_of(k->text);
+    clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, k->block_q, k->block_kv);
+    host_plan h;
+    o.n_threads = k->n_threads;
+    ck_assert_int_eq(clattn__plan_host(&p, &o, 6, &h), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(h.block_q, k->got_q ? k->got_q : h.ops->block_q);
+    ck_assert_int_eq(h.block_kv, k->got_kv > 0 ? k->got_kv : h.ops->block_kv < p.n_kv ? h.ops->block_kv : p.n_kv);
+    ck_assert_int_eq(h.n_threads, k->got_threads);
+    ck_assert_ptr_eq(h.ops, clattn__host_ops(p.dtype));
+}
+END_TEST
+
+typedef struct path_case {
+    const char *text;
+    clattn_path path;
+    clattn_kernel kernel;
+    clattn_path wanted;
+    const char *says;
+} path_case;
+static const path_case path_cases[] = {
+    {"f32 hq1 q128 kv128 d8", CLATTN_PATH_AUTO, CLATTN_KERNEL_AUTO, CLATTN_PATH_HOST, "at most 128"},
+    {"f32 hq1 q129 kv128 d8", CLATTN_PATH_AUTO, CLATTN_KERNEL_AUTO, CLATTN_PATH_AUTO, ""},
+    {"f32 hq1 q128 kv129 d8", CLATTN_PATH_AUTO, CLATTN_KERNEL_AUTO, CLATTN_PATH_AUTO, ""},
+    {"f32 hq1 q1 kv1 d8", CLATTN_PATH_DEVICE, CLATTN_KERNEL_AUTO, CLATTN_PATH_DEVICE, "asked for"},
+    {"f32 hq1 q9999 kv9999 d8", CLATTN_PATH_HOST, CLATTN_KERNEL_AUTO, CLATTN_PATH_HOST, "asked for"},
+    {"f32 hq1 q9999 kv9999 d8", CLATTN_PATH_AUTO, CLATTN_KERNEL_HOST_TILE, CLATTN_PATH_HOST, "host_tile, asked for"},
+    {"f32 hq1 q1 kv1 d8", CLATTN_PATH_AUTO, CLATTN_KERNEL_ATTN_FWD, CLATTN_PATH_DEVICE, "attn_fwd, asked for"},
+    {"f32 hq1 q1 kv1 d8", CLATTN_PATH_AUTO, CLATTN_KERNEL_ATTN_FWD_LANES, CLATTN_PATH_DEVICE, "lanes, asked for"},
+};
+enum { N_PATHS = sizeof path_cases / sizeof *path_cases };
+
+START_TEST(path_wanted)
+{
+    const path_case *k = &path_cases[_i];
+    const problem p = problem_of(k->text);
+    clattn_plan_options o = options_of(k->kernel, 0, 0);
+    char said[256] = "";
+    text why = {said, sizeof said, 0};
+    o.path = k->path;
+    ck_assert_int_eq(clattn__plan_check_options(&o), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(clattn__plan_wanted_path(&p, &o, &why), k->wanted);
+    ck_assert_msg(strstr(said, k->says) && (*k->says || !*said), "'%s' lacks '%s'", said, k->says);
+}
+END_TEST
+
+START_TEST(axis_names)
+{
+    for (int i = 0; i < AXIS_COUNT; i++) {
+        ck_assert_ptr_nonnull(clattn__axis_names[i]);
+        for (int j = 0; j < i; j++) ck_assert_str_ne(clattn__axis_names[i], clattn__axis_names[j]);
+    }
+    ck_assert_str_eq(clattn__axis_names[AXIS_HEAD_DIM_QK], "HEAD_DIM_QK");
+}
+END_TEST
+
+/* A canonical problem has every default filled in. */
+START_TEST(canonical_problem)
+{
+    clattn_problem g;
+    problem p;
+    clattn_problem_init(&g, CLATTN_DTYPE_F16, 2, 6, 3, 5, 7, 16);
+    g.head_dim_v = 4;
+    ck_assert_int_eq(clattn__problem_make(&g, &p), CLATTN_STATUS_SUCCESS);
+    ck_assert(p.gqa_group == 2 && p.kv_length == 7 && p.query_offset == 0 && p.scale == 0.25);
+    ck_assert(p.tensor[TENSOR_Q].strides.batch == 480 && p.tensor[TENSOR_Q].strides.seq == 16);
+    ck_assert(p.tensor[TENSOR_V].bytes == 2 * 3 * 7 * 4 * 2 && p.tensor[TENSOR_LSE].bytes == 2 * 6 * 5 * 4);
+    g.k = clattn_strides_bshd(3, 7, 16);
+    g.query_offset = 9;
+    g.query_offset_per_batch = 7;
+    ck_assert_int_eq(clattn__problem_make(&g, &p), CLATTN_STATUS_SUCCESS);
+    ck_assert(p.tensor[TENSOR_K].bytes == 2 * 3 * 7 * 16 * 2 && p.tensor[TENSOR_K].strides.head == 16);
+    ck_assert(p.query_offset_per_batch == 1 && p.query_offset == 0);
+}
+END_TEST
+
+/* Two equal descriptions are equal bytes, whatever memory they were made in. */
+START_TEST(canonical_problem_has_no_holes)
+{
+    clattn_problem g;
+    problem p, q;
+    clattn_problem_init(&g, CLATTN_DTYPE_F16, 2, 6, 3, 5, 7, 16);
+    memset(&p, 0x00, sizeof p);
+    memset(&q, 0xff, sizeof q);
+    ck_assert_int_eq(clattn__problem_make(&g, &p), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(clattn__problem_make(&g, &q), CLATTN_STATUS_SUCCESS);
+    ck_assert(!memcmp(&p, &q, sizeof p));
+}
+END_TEST
+
+START_TEST(error_keeps_its_bounds)
+{
+    char long_text[5000];
+    memset(long_text, 'x', sizeof long_text - 1);
+    long_text[sizeof long_text - 1] = 0;
+    ck_assert_int_eq(clattn__fail(CLATTN_STATUS_INTERNAL, -5, "%s", long_text), CLATTN_STATUS_INTERNAL);
+    ck_assert_int_eq(clattn_last_error()->status, CLATTN_STATUS_INTERNAL);
+    ck_assert_int_eq(clattn_last_error()->cl_error, -5);
+    ck_assert_uint_lt(strlen(clattn_last_error()->message), 1024);
+    error_state kept;
+    clattn__error_save(&kept);
+    clattn__fail(CLATTN_STATUS_UNSUPPORTED, 0, "another");
+    ck_assert_str_eq(clattn_last_error()->message, "another");
+    clattn__error_restore(&kept);
+    ck_assert_int_eq(clattn_last_error()->status, CLATTN_STATUS_INTERNAL);
+    ck_assert_int_eq(clattn_last_error()->cl_error, -5);
+    ck_assert_int_eq(clattn_last_error()->message[0], 'x');
+}
+END_TEST
+
+START_TEST(text_is_cut)
+{
+    char room[8];
+    memset(room, '#', sizeof room);
+    text t = {room, 5, 0};
+    text_add(&t, "%s", "abc");
+    ck_assert_str_eq(room, "abc");
+    text_add(&t, "%s", "defgh");
+    text_add(&t, "%d", 12);
+    ck_assert_str_eq(room, "abcd");
+    ck_assert_uint_eq(t.length, 10);
+    ck_assert_int_eq(room[5], '#');
+    text none = {NULL, 0, 0};
+    text_add(&none, "%s", "xyz");
+    ck_assert_uint_eq(none.length, 3);
+}
+END_TEST
+
+/* ---- 16-bit formats, against arithmetic in double that knows only what the formats mean */
+
+typedef struct format {
+    int exponent_bits, mantissa_bits;
+} format;
+static const format f16_format = {5, 10}, bf16_format = {8, 7};
+
+/* The value of a pattern, from the definition. */
+static double value_of(const format *x, unsigned bits)
+{
+    const int bias = (1 << (x->exponent_bits - 1)) - 1, most = (1 << x->exponent_bits) - 1;
+    const int exponent = (int)(bits >> x->mantissa_bits) & most, mantissa = (int)bits & ((1 << x->mantissa_bits) - 1);
+    const double sign = bits >> 15 & 1 ? -1 : 1;
+    if (exponent == most) return mantissa ? (double)NAN : sign * (double)INFINITY;
+    if (exponent == 0) return sign * ldexp(mantissa, 1 - bias - x->mantissa_bits);
+    return sign * ldexp(mantissa + (1 << x->mantissa_bits), exponent - bias - x->mantissa_bits);
+}
+
+/* The pattern nearest to a finite value, ties to even, by looking at the neighbours of the truncated one. */
+static unsigned nearest(const format *x, double value)
+{
+    const unsigned sign = signbit(value) ? 0x8000U : 0;
+    const unsigned infinity = (unsigned)((1 << x->exponent_bits) - 1) << x->mantissa_bits;
+    const double magnitude = fabs(value);
+    unsigned low = 0, high = infinity; /* value_of(low) <= magnitude; infinity stands where the next number would */
+    while (high - low > 1) {
+        const unsigned middle = (low + high) / 2;
+        if (value_of(x, middle) <= magnitude)
+            low = middle;
+        else
+            high = middle;
+    }
+    const double below = value_of(x, low);
+    const double above = high == infinity ? below + (below - value_of(x, low - 1)) : value_of(x, high);
+    const double down = magnitude - below, gap = above - magnitude;
+    if (down < gap || (down == gap && low % 2 == 0)) return sign | low;
+    return sign | high;
+}
+
+static bool is_nan_of(const format *x, unsigned bits) { return isnan(value_of(x, bits)); }
+
+START_TEST(half_all_values)
+{
+    for (unsigned b = 0; b < 65536; b++) {
+        const float f = f32_of_f16((uint16_t)b), g = f32_of_bf16((uint16_t)b);
+        const double want_f = value_of(&f16_format, b), want_g = value_of(&bf16_format, b);
+        if (isnan(want_f)) {
+            ck_assert_msg(isnan(f), "f16 %04x is %g", b, (double)f);
+            const uint16_t back = f16_of_f32(f);
+            ck_assert_msg(is_nan_of(&f16_format, back) && (back & 0x8000U) == (b & 0x8000U), "f16 %04x: %04x", b, back);
+        } else {
+            ck_assert_msg((double)f == want_f && !signbit(f) == !signbit(want_f), "f16 %04x is %g", b, (double)f);
+            ck_assert_msg(f16_of_f32(f) == b, "f16 %04x came back as %04x", b, f16_of_f32(f));
+        }
+        if (isnan(want_g)) {
+            ck_assert_msg(isnan(g), "bf16 %04x is %g", b, (double)g);
+            const uint16_t back = bf16_of_f32(g);
+            ck_assert_msg(is_nan_of(&bf16_format, back) && (back & 0x8000U) == (b & 0x8000U), "bf16 %04x: %04x", b,
+                          back);
+        } else {
+            ck_assert_msg((double)g == want_g && !signbit(g) == !signbit(want_g), "bf16 %04x is %g", b, (double)g);
+            ck_assert_msg(bf16_of_f32(g) == b, "bf16 %04x came back as %04x", b, bf16_of_f32(g));
+        }
+    }
+}
+END_TEST
+
+static void expect_nearest(float f)
+{
+    const unsigned h = f16_of_f32(f), b = bf16_of_f32(f);
+    if (isnan(f)) {
+        ck_assert_msg(is_nan_of(&f16_format, h) && is_nan_of(&bf16_format, b), "NaN %08x became %04x, %04x",
+                      bits_of_f32(f), h, b);
+    } else if (isinf(f)) {
+        ck_assert_uint_eq(h, f > 0 ? 0x7c00U : 0xfc00U);
+        ck_assert_uint_eq(b, f > 0 ? 0x7f80U : 0xff80U);
+    } else {
+        ck_assert_msg(h == nearest(&f16_format, f), "%a: f16 %04x, not %04x", (double)f, h, nearest(&f16_format, f));
+        ck_assert_msg(b == nearest(&bf16_format, f), "%a: bf16 %04x, not %04x", (double)f, b, nearest(&bf16_format, f));
+    }
+}
+
+/* Every point half-way between two neighbours, its f32 neighbours too, and the points themselves. */
+START_TEST(half_of_halfway_points)
+{
+    const format *formats[] = {&f16_format, &bf16_format};
+    for (int t = 0; t < 2; t++) {
+        const format *x = formats[t];
+        const unsigned infinity = (unsigned)((1 << x->exponent_bits) - 1) << x->mantissa_bits;
+        for (unsigned b = 0; b < infinity; b++) {
+            const double here = value_of(x, b);
+            const double next = b + 1 == infinity ? 2 * here - value_of(x, b - 1) : value_of(x, b + 1);
+            const float half = (float)(here + (next - here) / 2);
+            const float points[] = {half, nextafterf(half, 0.0F), nextafterf(half, INFINITY), (float)here};
+            for (int i = 0; i < 4; i++) {
+                expect_nearest(points[i]);
+                expect_nearest(-points[i]);
+            }
+        }
+    }
+}
+END_TEST
+
+START_TEST(half_of_random_bits)
+{
+    uint64_t x = 88172645463325252U + (uint64_t)_i;
+    for (int i = 0; i < 500000; i++) {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        expect_nearest(f32_of_bits((uint32_t)(x >> 16)));
+    }
+}
+END_TEST
+
+START_TEST(half_of_special_values)
+{
+    const uint32_t special[] = {0x00000000, 0x80000000, 0x00000001, 0x80000001, 0x007fffff, 0x00800000, 0x7f7fffff,
+                                0xff7fffff, 0x7f800000, 0xff800000, 0x7f800001, 0xff800001, 0x7fc00000, 0x7fffffff,
+                                0xffffffff, 0x477fe000, 0x477fefff, 0x477ff000, 0x477ff001, 0x33000000, 0x33000001,
+                                0x33800000, 0x387fffff, 0x38800000, 0x387fe000, 0x387ff000, 0x7f7f8000, 0x7f7f7fff};
+    for (size_t i = 0; i < sizeof special / sizeof *special; i++) {
+        expect_nearest(f32_of_bits(special[i]));
+        ck_assert_uint_eq(f16_of_f32(f32_of_bits(special[i])) >> 15, special[i] >> 31);
+        ck_assert_uint_eq(bf16_of_f32(f32_of_bits(special[i])) >> 15, special[i] >> 31);
+    }
+    ck_assert_uint_eq(f16_of_f32(65519.0F), 0x7bffU);
+    ck_assert_uint_eq(f16_of_f32(65520.0F), 0x7c00U);
+    ck_assert_uint_eq(f16_of_f32(0x1p-25F), 0);
+    ck_assert_uint_eq(f16_of_f32(0x1.000002p-25F), 1);
+    ck_assert_uint_eq(bf16_of_f32(0x1.01p0F), 0x3f80U);
+    ck_assert_uint_eq(bf16_of_f32(0x1.03p0F), 0x3f82U);
+}
+END_TEST
+
+static TCase *add_case(Suite *s, const char *name)
+{
+    TCase *t = tcase_create(name);
+    tcase_set_timeout(t, 60);
+    suite_add_tcase(s, t);
+    return t;
+}
+
+Suite *test_suite(void)
+{
+    Suite *s = suite_create("plan");
+    TCase *t = add_case(s, "device");
+    tcase_add_loop_test(t, tiles_fit, 0, N_MACHINES);
+    tcase_add_test(t, tiles_exist);
+    tcase_add_test(t, tiles_grow_with_the_device);
+    tcase_add_loop_test(t, variants_end, 0, N_MACHINES);
+    tcase_add_loop_test(t, lanes_has_one_variant, 0, N_MACHINES);
+    tcase_add_loop_test(t, lanes_blocks, 0, N_LANES);
+    tcase_add_test(t, lanes_of_a_huge_head);
+    tcase_add_loop_test(t, device_refuses, 0, N_REFUSALS);
+    tcase_add_test(t, largest_allocation);
+    tcase_add_test(t, table_forced_blocks);
+    tcase_add_test(t, table_refuses);
+
+    t = add_case(s, "host");
+    tcase_add_loop_test(t, host_plan_of, 0, N_HOSTS);
+    tcase_add_loop_test(t, path_wanted, 0, N_PATHS);
+    tcase_add_test(t, axis_names);
+    tcase_add_test(t, canonical_problem);
+    tcase_add_test(t, canonical_problem_has_no_holes);
+    tcase_add_test(t, error_keeps_its_bounds);
+    tcase_add_test(t, text_is_cut);
+
+    t = add_case(s, "half");
+    tcase_add_test(t, half_all_values);
+    tcase_add_test(t, half_of_halfway_points);
+    tcase_add_loop_test(t, half_of_random_bits, 0, 4);
+    tcase_add_test(t, half_of_special_values);
+    return s;
+}
