@@ -203,12 +203,17 @@ typedef struct shape {
 static const char tensor_letters[] = "qkvol"; /* l: LSE */
 
 /* As the problem's own comments say it, strides of 0 filled in. */
+/* Packed sequences are one batch entry of all rows. */
+static int64_t entries(const clattn_problem *p) { return p->varlen ? 1 : p->batch; }
+static int64_t rows_q(const clattn_problem *p) { return p->varlen ? p->total_q : p->n_q; }
+static int64_t rows_kv(const clattn_problem *p) { return p->varlen ? p->total_kv : p->n_kv; }
+
 static shape shape_of(const test_data *t, char which)
 {
     const clattn_problem *p = &t->p;
     const bool kv = which == 'k' || which == 'v', wide = which == 'v' || which == 'o';
     const int64_t dim = which == 'l' ? 1 : wide ? p->head_dim_v : p->head_dim_qk;
-    shape s = {kv ? p->n_heads_kv : p->n_heads_q, kv ? p->n_kv : p->n_q, dim, {0, 0, 0}, 0, NULL};
+    shape s = {kv ? p->n_heads_kv : p->n_heads_q, kv ? rows_kv(p) : rows_q(p), dim, {0, 0, 0}, 0, NULL};
     s.size = which == 'l' ? sizeof(float) : clattn_dtype_size(p->dtype);
     switch (which) {
     case 'q': s.strides = p->q, s.at = t->q; break;
@@ -219,7 +224,8 @@ static shape shape_of(const test_data *t, char which)
     default: ck_abort_msg("no tensor %c", which);
     }
     if (!s.strides.batch && !s.strides.head && !s.strides.seq)
-        s.strides = (clattn_strides){s.heads * s.seq * s.dim, s.seq * s.dim, s.dim};
+        s.strides = p->varlen && which != 'l' ? clattn_strides_bshd(s.heads, s.seq, s.dim)
+                                              : clattn_strides_bhsd(s.heads, s.seq, s.dim);
     return s;
 }
 
@@ -248,7 +254,7 @@ static void *block_make(test_block *block, const shape *s, int64_t batch, int sh
 static void fill_normal(test_data *t, char which, uint64_t *state)
 {
     const shape s = shape_of(t, which);
-    for (int64_t b = 0; b < t->p.batch; b++)
+    for (int64_t b = 0; b < entries(&t->p); b++)
         for (int64_t h = 0; h < s.heads; h++)
             for (int64_t i = 0; i < s.seq; i++)
                 for (int64_t d = 0; d < s.dim; d++) {
@@ -258,6 +264,47 @@ static void fill_normal(test_data *t, char which, uint64_t *state)
 }
 
 /* What is common to the two makers. Packed, the one tensor lies in the block of q. */
+int64_t test_beside(clattn_score_strides s, int64_t b, int64_t h, int64_t i, int64_t j)
+{
+    return b * s.batch + h * s.head + i * s.q + j * s.kv;
+}
+
+/* Elements from the first to the last of what stands beside the scores. */
+static size_t beside_size(const clattn_problem *p, clattn_score_strides s)
+{
+    return p->n_q && p->n_kv ? (size_t)test_beside(s, p->batch - 1, p->n_heads_q - 1, p->n_q - 1, p->n_kv - 1) + 1 : 1;
+}
+
+static void beside_make(test_data *t, uint64_t *state)
+{
+    const clattn_problem *p = &t->p;
+    const size_t heads = (size_t)p->n_heads_q,
+                 slopes = heads * (p->alibi == CLATTN_ALIBI_PER_HEAD ? 1 : (size_t)p->batch);
+    const size_t size = clattn_dtype_size(p->bias.dtype);
+    if (p->bias.dtype) {
+        const size_t n = beside_size(p, p->bias.strides);
+        t->bias = malloc(n * size);
+        for (size_t i = 0; i < n; i++) {
+            const uint64_t bits = encode(p->bias.dtype, random_normal(state));
+            memcpy((char *)t->bias + i * size, &bits, size);
+        }
+    }
+    if (p->mask.boolean) {
+        const size_t n = beside_size(p, p->mask.strides);
+        t->mask = malloc(n);
+        for (size_t i = 0; i < n; i++) t->mask[i] = random_bits(state) % 10 < 7;
+    }
+    if (p->alibi) t->alibi_slopes = malloc(slopes * sizeof(float));
+    for (size_t i = 0; p->alibi && i < slopes; i++)
+        t->alibi_slopes[i] = ldexpf(1.0f + 0.1f * (float)(i / heads), -(int)(i % heads) - 2);
+    if (p->sinks) t->sinks = malloc(heads * sizeof(float));
+    for (size_t i = 0; p->sinks && i < heads; i++) t->sinks[i] = (float)random_normal(state);
+    if (p->varlen) {
+        t->cu_seqlens_q = calloc((size_t)p->batch + 1, sizeof(int64_t));
+        t->cu_seqlens_kv = calloc((size_t)p->batch + 1, sizeof(int64_t));
+    }
+}
+
 static test_data *data_make(const clattn_problem *p, uint64_t seed, bool packed)
 {
     test_data *t = calloc(1, sizeof *t);
@@ -279,16 +326,17 @@ static test_data *data_make(const clattn_problem *p, uint64_t seed, bool packed)
     }
     for (int i = packed ? 3 : 0; i < 4; i++) {
         const shape s = shape_of(t, tensor_letters[i]);
-        *pointers[i] = block_make(&t->blocks[i], &s, p->batch, shift);
+        *pointers[i] = block_make(&t->blocks[i], &s, entries(p), shift);
     }
     const shape lse = shape_of(t, 'l');
-    t->lse = block_make(&t->blocks[4], &lse, p->batch, shift);
+    t->lse = block_make(&t->blocks[4], &lse, entries(p), shift);
     uint64_t state = seed * 0x2545f4914f6cdd1d + 1;
     for (int i = 0; i < 3; i++) fill_normal(t, tensor_letters[i], &state);
     if (p->kv_length_per_batch) t->kv_lengths = calloc((size_t)p->batch, sizeof *t->kv_lengths);
     if (p->query_offset_per_batch) t->query_offsets = calloc((size_t)p->batch, sizeof *t->query_offsets);
     for (int64_t b = 0; t->kv_lengths && b < p->batch; b++) t->kv_lengths[b] = p->n_kv;
-    const size_t rows = (size_t)(p->batch * p->n_heads_q * p->n_q);
+    beside_make(t, &state);
+    const size_t rows = (size_t)(entries(p) * p->n_heads_q * rows_q(p));
     t->ref_o = malloc((rows * (size_t)p->head_dim_v + 1) * sizeof *t->ref_o);
     t->ref_lse = malloc((rows + 1) * sizeof *t->ref_lse);
     ck_assert(t->ref_o && t->ref_lse);
@@ -307,6 +355,12 @@ void test_data_free(test_data *t)
     }
     free(t->kv_lengths);
     free(t->query_offsets);
+    free(t->bias);
+    free(t->mask);
+    free(t->alibi_slopes);
+    free(t->sinks);
+    free(t->cu_seqlens_q);
+    free(t->cu_seqlens_kv);
     free(t->ref_o);
     free(t->ref_lse);
     free(t);
@@ -350,9 +404,32 @@ float test_get_lse(const test_data *t, int64_t b, int64_t h, int64_t row)
     return x;
 }
 
+clattn_forward_args test_args(const test_data *t)
+{
+    clattn_forward_args args;
+    clattn_forward_args_init(&args);
+    args.q = clattn_host_buffer(t->q);
+    args.k = clattn_host_buffer(t->k);
+    args.v = clattn_host_buffer(t->v);
+    args.o = clattn_host_buffer(t->o);
+    args.lse = clattn_host_buffer(t->lse);
+    args.kv_lengths = clattn_host_buffer(t->kv_lengths);
+    args.query_offsets = clattn_host_buffer(t->query_offsets);
+    args.bias = clattn_host_buffer(t->bias);
+    args.mask = clattn_host_buffer(t->mask);
+    args.alibi_slopes = clattn_host_buffer(t->alibi_slopes);
+    args.sinks = clattn_host_buffer(t->sinks);
+    args.score_data = clattn_host_buffer(t->score_data);
+    args.cu_seqlens_q = clattn_host_buffer(t->cu_seqlens_q);
+    args.cu_seqlens_kv = clattn_host_buffer(t->cu_seqlens_kv);
+    args.dropout_seed = t->dropout_seed;
+    return args;
+}
+
 void test_reference(test_data *t)
 {
-    test_ok(clattn_reference_forward(&t->p, t->q, t->k, t->v, t->kv_lengths, t->query_offsets, t->ref_o, t->ref_lse));
+    const clattn_forward_args args = test_args(t);
+    test_ok(clattn_reference_forward(&t->p, &args, t->ref_o, t->ref_lse));
 }
 
 /* ---- running */
@@ -411,7 +488,7 @@ clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const t
 static void image_take_elements(test_data *t, char which, test_block *block)
 {
     const shape s = shape_of(t, which);
-    for (int64_t b = 0; b < t->p.batch; b++)
+    for (int64_t b = 0; b < entries(&t->p); b++)
         for (int64_t h = 0; h < s.heads; h++)
             for (int64_t i = 0; i < s.seq; i++) {
                 const unsigned char *row = element_of(&s, b, h, i, 0);
@@ -440,15 +517,7 @@ void test_forward(test_data *t, const clattn_plan *plan)
         if (i >= 3) memset(t->blocks[i].base, POISON, t->blocks[i].bytes);
         memcpy(t->blocks[i].image, t->blocks[i].base, t->blocks[i].bytes);
     }
-    clattn_forward_args args;
-    clattn_forward_args_init(&args);
-    args.q = clattn_host_buffer(t->q);
-    args.k = clattn_host_buffer(t->k);
-    args.v = clattn_host_buffer(t->v);
-    args.o = clattn_host_buffer(t->o);
-    args.lse = clattn_host_buffer(t->lse);
-    args.kv_lengths = clattn_host_buffer(t->kv_lengths);
-    args.query_offsets = clattn_host_buffer(t->query_offsets);
+    const clattn_forward_args args = test_args(t);
     test_ok(clattn_forward(plan, &args));
     check_only_outputs_written(t);
 }
@@ -494,7 +563,7 @@ static double tensor_rms(const test_data *t, char which, double *largest)
 {
     const shape s = shape_of(t, which);
     double sum = 0, n = 0;
-    for (int64_t b = 0; b < t->p.batch; b++)
+    for (int64_t b = 0; b < entries(&t->p); b++)
         for (int64_t h = 0; h < s.heads; h++)
             for (int64_t i = 0; i < s.seq; i++)
                 for (int64_t d = 0; d < s.dim; d++) {
@@ -520,7 +589,7 @@ static tolerance tolerance_of(const test_data *t)
     e.typical = scale * sqrt(e.columns) * tensor_rms(t, 'q', &ignored) * tensor_rms(t, 'k', &ignored);
     e.cap = (is_double ? 1e-13 : 5e-6) * fmax(1, e.typical);
     tensor_rms(t, 'v', &largest_v);
-    e.v_span = fmax(1, largest_v / 5); /* five deviations of N(0,1) */
+    e.v_span = fmax(1, largest_v / 5) / (1 - p->dropout); /* five deviations of N(0,1); what dropout keeps, it scales */
     e.storage = p->dtype == CLATTN_DTYPE_F16 ? 0x1p-11 : p->dtype == CLATTN_DTYPE_BF16 ? 0x1p-8 : 0;
     return e;
 }
@@ -537,7 +606,7 @@ static bool same_special(double got, double expected) { return (isnan(got) && is
 static void compare_row(const test_data *t, const tolerance *e, const char *what, int64_t b, int64_t h, int64_t i)
 {
     const clattn_problem *p = &t->p;
-    const int64_t row = (b * p->n_heads_q + h) * p->n_q + i;
+    const int64_t row = (b * p->n_heads_q + h) * rows_q(p) + i;
     const double lse = t->ref_lse[row], got_lse = test_get_lse(t, b, h, i);
     const double error = isfinite(lse) ? row_error(e, lse) : 0;
     const double rounding = p->dtype == CLATTN_DTYPE_F64 ? 0x1.01p-24 : 0;
@@ -563,9 +632,9 @@ static void compare_row(const test_data *t, const tolerance *e, const char *what
 void test_compare(test_data *t, const char *what)
 {
     const tolerance e = tolerance_of(t);
-    for (int64_t b = 0; b < t->p.batch; b++)
+    for (int64_t b = 0; b < entries(&t->p); b++)
         for (int64_t h = 0; h < t->p.n_heads_q; h++)
-            for (int64_t i = 0; i < t->p.n_q; i++) compare_row(t, &e, what, b, h, i);
+            for (int64_t i = 0; i < rows_q(&t->p); i++) compare_row(t, &e, what, b, h, i);
 }
 
 void test_errors(const test_data *t, double *max, double *rms)
@@ -623,4 +692,13 @@ void test_problem(const char *text)
     clattn_problem p;
     test_ok(clattn_problem_from_text(text, &p));
     for (int i = 0; i < TEST_WAYS; i++) test_problem_on(&p, &test_ways[i], 0, 0);
+}
+
+test_data *test_data_from_text(const char *text, uint64_t seed)
+{
+    clattn_problem p;
+    test_ok(clattn_problem_from_text(text, &p));
+    test_data *t = test_data_make(&p, seed);
+    test_ok(clattn_problem_text_args(text, &t->dropout_seed, t->cu_seqlens_q, t->cu_seqlens_kv));
+    return t;
 }

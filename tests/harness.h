@@ -31,6 +31,21 @@ void test_context_options(clattn_context_options *options);
 /* A host-only context, which leaves OpenCL alone. */
 clattn_context *test_host_context(void);
 
+/* The reference, from plain pointers. */
+static inline clattn_status test_reference_forward(const clattn_problem *p, const void *q, const void *k, const void *v,
+                                                   const int64_t *kv_lengths, const int64_t *query_offsets, double *o,
+                                                   double *lse)
+{
+    clattn_forward_args args;
+    clattn_forward_args_init(&args);
+    args.q = clattn_host_buffer(q);
+    args.k = clattn_host_buffer(k);
+    args.v = clattn_host_buffer(v);
+    args.kv_lengths = clattn_host_buffer(kv_lengths);
+    args.query_offsets = clattn_host_buffer(query_offsets);
+    return clattn_reference_forward(p, &args, o, lse);
+}
+
 /* Prints "SKIPPED: test: why", which CI counts. */
 void test_skip(const char *test, const char *why);
 
@@ -61,10 +76,16 @@ typedef struct test_data {
     clattn_problem p;
     void *q, *k, *v, *o; /* element [0, 0, 0, 0] */
     float *lse;
-    int64_t *kv_lengths, *query_offsets; /* [batch] or NULL; the test fills them */
-    double *ref_o, *ref_lse;             /* dense; from test_reference */
-    test_block blocks[5];                /* of q, k, v, o, lse; packed: k and v have none */
-    char text[200];                      /* the problem, and after test_run the way and block sizes */
+    int64_t *kv_lengths, *query_offsets;   /* [batch] or NULL; the test fills them */
+    void *bias;                            /* in the problem's strides, N(0,1), or NULL */
+    uint8_t *mask;                         /* in the problem's strides, 1 with probability 0.7, or NULL */
+    float *alibi_slopes, *sinks;           /* or NULL */
+    const void *score_data;                /* the test's own */
+    int64_t *cu_seqlens_q, *cu_seqlens_kv; /* [batch + 1] or NULL; the test fills them */
+    uint64_t dropout_seed;
+    double *ref_o, *ref_lse; /* dense; from test_reference */
+    test_block blocks[5];    /* of q, k, v, o, lse; packed: k and v have none */
+    char text[200];          /* the problem, and after test_run the way and block sizes */
 } test_data;
 
 /* N(0,1) inputs from seed, rounded to the problem's type. Gaps, guards and outputs hold NaN; the seed also moves the
@@ -89,6 +110,9 @@ void test_set_row(test_data *t, char which, int64_t b, int64_t h, int64_t row, d
 clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const test_way *way, int64_t block_q,
                        int64_t block_kv, int n_threads);
 
+/* The problem's args: every input and output of t. */
+clattn_forward_args test_args(const test_data *t);
+
 /* Poisons the outputs and runs; asserts that only they were written. */
 void test_forward(test_data *t, const clattn_plan *plan);
 
@@ -107,5 +131,11 @@ void test_same_bits(const test_data *a, const test_data *b, const char *what);
 /* All of it: data, reference, one way or each, comparison. */
 void test_problem_on(const clattn_problem *p, const test_way *way, int64_t block_q, int64_t block_kv);
 void test_problem(const char *text);
+
+/* The same from text that may list sequences and a seed. */
+test_data *test_data_from_text(const char *text, uint64_t seed);
+
+/* Element of what stands beside the scores, through its strides. */
+int64_t test_beside(clattn_score_strides s, int64_t b, int64_t h, int64_t i, int64_t j);
 
 #endif

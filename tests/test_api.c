@@ -92,7 +92,7 @@ static void expect_untouched(const char *what)
 static void expect_right(const clattn_problem *p, const char *what)
 {
     const int64_t rows = p->batch * p->n_heads_q * p->n_q;
-    const clattn_status status = clattn_reference_forward(p, f.q, f.k, f.v, f.lengths, f.offsets, f.ref_o, f.ref_lse);
+    const clattn_status status = test_reference_forward(p, f.q, f.k, f.v, f.lengths, f.offsets, f.ref_o, f.ref_lse);
     ck_assert_msg(status == CLATTN_STATUS_SUCCESS, "%s: reference: %s", what, clattn_last_error()->message);
     for (int64_t i = 0; i < rows * p->head_dim_v; i++)
         ck_assert_msg(fabs(f.o[i] - f.ref_o[i]) < 2e-6, "%s: O[%d] is %g, not %g", what, (int)i, (double)f.o[i],
@@ -358,7 +358,7 @@ START_TEST(problem_refused)
     ck_assert_msg(plan == marker, "%s: *plan was changed", c->what);
     expect(clattn_attention(context, &p, f.q, f.k, f.v, f.o, f.lse), CLATTN_STATUS_INVALID_ARGUMENT, c->says, c->what);
     for (int i = 0; i < ROOM; i++) f.ref_o[i] = f.ref_lse[i] = (double)sentinel;
-    expect(clattn_reference_forward(&p, f.q, f.k, f.v, f.lengths, f.offsets, f.ref_o, f.ref_lse),
+    expect(test_reference_forward(&p, f.q, f.k, f.v, f.lengths, f.offsets, f.ref_o, f.ref_lse),
            CLATTN_STATUS_INVALID_ARGUMENT, c->says, c->what);
     for (int i = 0; i < ROOM; i++)
         ck_assert_msg(f.ref_o[i] == (double)sentinel && f.ref_lse[i] == (double)sentinel, "%s: reference wrote",
@@ -709,18 +709,17 @@ START_TEST(nulls)
     expect(clattn_attention(c, &p, f.q, NULL, f.v, f.o, f.lse), invalid, (words){"args.k is absent"}, "attention");
     expect(clattn_attention(c, &p, f.q, f.k, NULL, f.o, f.lse), invalid, (words){"args.v is absent"}, "attention");
     expect(clattn_attention(c, &p, f.q, f.k, f.v, NULL, f.lse), invalid, (words){"args.o is absent"}, "attention");
-    expect(clattn_reference_forward(NULL, f.q, f.k, f.v, NULL, NULL, f.ref_o, NULL), invalid, (words){"problem"},
-           "ref");
-    expect(clattn_reference_forward(&p, NULL, f.k, f.v, NULL, NULL, f.ref_o, NULL), invalid, (words){"q or o"}, "ref");
-    expect(clattn_reference_forward(&p, f.q, f.k, f.v, NULL, NULL, NULL, NULL), invalid, (words){"q or o"}, "ref");
-    expect(clattn_reference_forward(&p, f.q, f.k, NULL, NULL, NULL, f.ref_o, NULL), invalid, (words){"k or v"}, "ref");
+    expect(test_reference_forward(NULL, f.q, f.k, f.v, NULL, NULL, f.ref_o, NULL), invalid, (words){"problem"}, "ref");
+    expect(test_reference_forward(&p, NULL, f.k, f.v, NULL, NULL, f.ref_o, NULL), invalid, (words){"q or o"}, "ref");
+    expect(test_reference_forward(&p, f.q, f.k, f.v, NULL, NULL, NULL, NULL), invalid, (words){"q or o"}, "ref");
+    expect(test_reference_forward(&p, f.q, f.k, NULL, NULL, NULL, f.ref_o, NULL), invalid, (words){"k or v"}, "ref");
     p.kv_length_per_batch = 1;
-    expect(clattn_reference_forward(&p, f.q, f.k, f.v, NULL, NULL, f.ref_o, NULL), invalid, (words){"kv_lengths"}, "r");
+    expect(test_reference_forward(&p, f.q, f.k, f.v, NULL, NULL, f.ref_o, NULL), invalid, (words){"kv_lengths"}, "r");
     p.query_offset_per_batch = 1;
-    expect(clattn_reference_forward(&p, f.q, f.k, f.v, f.lengths, NULL, f.ref_o, NULL), invalid,
-           (words){"query_offsets"}, "ref");
+    expect(test_reference_forward(&p, f.q, f.k, f.v, f.lengths, NULL, f.ref_o, NULL), invalid, (words){"query_offsets"},
+           "ref");
     f.lengths[1] = 8;
-    expect(clattn_reference_forward(&p, f.q, f.k, f.v, f.lengths, f.offsets, f.ref_o, NULL), invalid,
+    expect(test_reference_forward(&p, f.q, f.k, f.v, f.lengths, f.offsets, f.ref_o, NULL), invalid,
            (words){"kv_lengths[1] is 8", "7"}, "ref");
     expect_untouched("nulls");
     clattn_plan_release(plan);
@@ -925,7 +924,7 @@ START_TEST(no_memory_for_the_reference)
     double o = 7, lse = 7;
     clattn_problem_init(&p, CLATTN_DTYPE_F32, 1, 1, 1, 1, INT64_C(1) << 50, 8);
     p.k.head = p.v.head = 8; /* all keys in one row: no memory of theirs, but a score each */
-    expect(clattn_reference_forward(&p, f.q, f.k, f.v, NULL, NULL, &o, &lse), CLATTN_STATUS_OUT_OF_HOST_MEMORY,
+    expect(test_reference_forward(&p, f.q, f.k, f.v, NULL, NULL, &o, &lse), CLATTN_STATUS_OUT_OF_HOST_MEMORY,
            (words){"1125899906842624"}, "reference");
     ck_assert(o == 7 && lse == 7);
     run_good(c, "reference");
@@ -1560,7 +1559,7 @@ START_TEST(no_lse_asked_for)
     clattn_context *c = host_context();
     ck_assert_int_eq(clattn_attention(c, &p, f.q, f.k, f.v, f.o, NULL), CLATTN_STATUS_SUCCESS);
     for (int i = 0; i < ROOM; i++) ck_assert(f.lse[i] == sentinel);
-    ck_assert_int_eq(clattn_reference_forward(&p, f.q, f.k, f.v, NULL, NULL, f.ref_o, NULL), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(test_reference_forward(&p, f.q, f.k, f.v, NULL, NULL, f.ref_o, NULL), CLATTN_STATUS_SUCCESS);
     for (int i = 0; i < B * HQ * NQ * DV; i++) ck_assert(fabs(f.o[i] - f.ref_o[i]) < 2e-6);
     clattn_context_release(c);
 }

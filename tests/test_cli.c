@@ -433,7 +433,7 @@ START_TEST(forward_is_right)
     p.scale = c->scale;
     p.kv_length_per_batch = c->per_batch == 1;
     p.query_offset_per_batch = c->per_batch == 2;
-    ck_assert_int_eq(clattn_reference_forward(&p, q, k, v, lengths, offsets, ref_o, ref_lse), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(test_reference_forward(&p, q, k, v, lengths, offsets, ref_o, ref_lse), CLATTN_STATUS_SUCCESS);
     snprintf(arguments, sizeof arguments, FORWARD "--lse l.npy %s", c->flags);
     expect_good(arguments);
     ck_assert_str_eq(out, "");

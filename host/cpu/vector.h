@@ -42,7 +42,23 @@ INLINE vec vec_all(real x) { return x - (vec){0}; }
 INLINE ivec ivec_all(real_int x) { return x - (ivec){0}; }
 INLINE vec vec_load(const real *p) { return *(const vec_anywhere *)p; }
 INLINE void vec_store(real *p, vec x) { *(vec_anywhere *)p = x; }
-INLINE vec vec_fma(vec a, vec b, vec c) { return a * b + c; } /* one instruction where the target has it */
+
+/* a b + c, rounded once where the target has the instruction. Named, so that no compiler's mood decides it. */
+INLINE vec vec_fma(vec a, vec b, vec c)
+{
+#if VECTOR_BYTES == 64 && REAL_BITS == 32
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif VECTOR_BYTES == 64
+    return (vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif VECTOR_BYTES == 32
+    return (vec)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    return a * b + c;
+#endif
+}
+
 INLINE vec vec_select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 
 /* The larger; b where either is NaN. */
@@ -112,9 +128,9 @@ INLINE void vec_transpose(vec x[LANES])
     }
 }
 
-/* 2^x for x <= 0: exactly 0 from -127 down (-1023 for f64), NaN for NaN, else within 1 ulp. Adding ROUNDER leaves the
- * integer nearest to x, biased like an exponent, in the low bits of the sum. */
-INLINE vec vec_exp2(vec x)
+/* 2^(x unit) for x unit <= 0: exactly 0 from -127 down (-1023 for f64), NaN for NaN, else within 1 ulp. Adding `rounder`
+ * leaves the integer nearest to x unit, biased like an exponent, in the low bits of the sum. */
+INLINE vec vec_exp2(vec x, real unit)
 {
 #if REAL_BITS == 32
     const real rounder = 12582912.0f + 127.0f, least = -127.0f;
@@ -133,8 +149,9 @@ INLINE vec vec_exp2(vec x)
                                   6.9314718055994531e-01, 1.0};
     enum { MANTISSA = 52 };
 #endif
-    x = vec_max(vec_all(least), x);
-    const vec t = x + rounder, f = x - (t - rounder); /* f in [-0.5, 0.5] */
+    x = vec_max(vec_all(least / unit), x);
+    const vec t = vec_fma(x, vec_all(unit), vec_all(rounder));
+    const vec f = vec_fma(x, vec_all(unit), rounder - t); /* in [-0.5, 0.5] */
     vec p = vec_all(factor[0]);
     UNROLL_FOR (int i = 1; i < (int)(sizeof factor / sizeof factor[0]); i++) p = vec_fma(p, f, vec_all(factor[i]));
     return p * (vec)((ivec)t << MANTISSA);
@@ -152,7 +169,7 @@ INLINE vec vec_tanh(vec x)
     p = vec_fma(p, z, vec_all(-5.37397155531e-2f));
     p = vec_fma(p, z, vec_all(1.33314422036e-1f));
     p = vec_fma(p, z, vec_all(-3.33332819422e-1f));
-    const vec e = vec_exp2(a * -2.88539008f), large = (1 - e) / (1 + e);
+    const vec e = vec_exp2(-a, 2.88539008f), large = (1 - e) / (1 + e);
     return vec_select(a < 0.625f, vec_fma(p * z, x, x), vec_select(x < 0, -large, large));
 #else
     for (int i = 0; i < LANES; i++) x[i] = __builtin_tanh(x[i]);
