@@ -136,7 +136,7 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
     plan->ops = clattn__host_ops(p->dtype);
     plan->block_q = (int)block_of(o->block_q, plan->ops->block_q, p->n_q, 1, plan->ops->block_q);
     plan->block_kv = (int)block_of(o->block_kv, plan->ops->block_kv, p->n_kv, 1, 4096);
-    plan->n_threads = o->n_threads && o->n_threads < n_threads ? o->n_threads : n_threads;
+    plan->n_threads = o->n_threads ? o->n_threads : n_threads;
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -250,6 +250,7 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
         o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES ||
         (o->kernel == CLATTN_KERNEL_AUTO && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES);
     c->kernel = lanes_first && nth == 0 ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
+    RETURN_IF(nth > 0 && o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES, UNSUPPORTED, "attn_fwd_lanes has one variant");
     if (c->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) {
         *is_last = o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES;
         return choose_lanes(p, o, c);
