@@ -23,8 +23,7 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
         char sentence[512];
         snprintf(sentence, sizeof sentence, "%s", last_sentence());
         clattn_status status = clattn__plan_device(&plan->problem, profile, options, nth, &plan->choice);
-        if (status != CLATTN_STATUS_SUCCESS)
-            return failed ? clattn__fail(failed, cl_error, "%s", sentence) : status;
+        if (status != CLATTN_STATUS_SUCCESS) return failed ? clattn__fail(failed, cl_error, "%s", sentence) : status;
         status = clattn__device_plan_create(d, plan->context, &plan->problem, &plan->choice, &plan->device_plan);
         if (status == CLATTN_STATUS_SUCCESS) break;
         if (status != CLATTN_STATUS_BUILD_FAILED && status != CLATTN_STATUS_UNSUPPORTED) return status;

@@ -518,9 +518,12 @@ static const args_case bad_args[] = {
 };
 enum { N_BAD_ARGS = sizeof bad_args / sizeof *bad_args, N_WAYS = sizeof test_ways / sizeof *test_ways };
 
+/* One reference, of the caller's. */
 static clattn_context *context_of_way(const test_way *way)
 {
-    return way->path == CLATTN_PATH_HOST ? host_context() : test_context();
+    clattn_context *c = way->path == CLATTN_PATH_HOST ? host_context() : test_context();
+    if (way->path != CLATTN_PATH_HOST) clattn_context_retain(c);
+    return c;
 }
 
 static void bad_args_on_way(const args_case *c, const test_way *way, clattn_context *context)
@@ -634,6 +637,7 @@ START_TEST(offsets_of_host_buffers)
     memmove(f.lse, f.lse + 2, sizeof f.lse - 8);
     expect_right(&p, test_ways[_i].name);
     clattn_plan_release(plan);
+    clattn_context_release(context);
 }
 END_TEST
 
@@ -1052,7 +1056,10 @@ START_TEST(plan_keeps_its_context)
     clattn_plan_options_init(&o);
     o.path = test_ways[_i].path;
     o.kernel = test_ways[_i].kernel;
-    if (_i) c = context_of(CLATTN_DEVICE_DEFAULT); /* for the harness keeps a reference to its own */
+    if (_i) { /* the harness keeps a reference to its own */
+        clattn_context_release(c);
+        c = context_of(CLATTN_DEVICE_DEFAULT);
+    }
     ck_assert_int_eq(clattn_plan_create(c, &p, &o, &plan), CLATTN_STATUS_SUCCESS);
     ck_assert_int_eq(clattn_context_retain(c), CLATTN_STATUS_SUCCESS);
     ck_assert_int_eq(clattn_context_release(c), CLATTN_STATUS_SUCCESS);
@@ -1426,6 +1433,7 @@ START_TEST(ways_asked_for)
         ck_assert_ptr_nonnull(strstr(clattn_plan_explain(plan), "asked for"));
         clattn_plan_release(plan);
     }
+    clattn_context_release(c);
 }
 END_TEST
 
@@ -1471,6 +1479,7 @@ START_TEST(blocks_asked_for)
     ck_assert_int_eq(clattn_forward(plan, &a), CLATTN_STATUS_SUCCESS);
     expect_right(&p, way->name);
     clattn_plan_release(plan);
+    clattn_context_release(c);
 }
 END_TEST
 
@@ -1551,6 +1560,7 @@ START_TEST(nothing_to_do)
     expect_right(&p, "no key, no buffer");
     ck_assert(f.o[0] == 0 && isinf(f.lse[0]) && f.lse[0] < 0);
     clattn_plan_release(plan);
+    clattn_context_release(c);
 }
 END_TEST
 
@@ -1727,10 +1737,10 @@ START_TEST(text_mangled)
 {
     static const char whole[] = "f16 b2 hq8 hkv2 q128 kv1024 d128 dv64 causal offset=896 window=256,0 kvlen=1000 "
                                 "scale=0.5 bshd";
-    char text[sizeof whole], out[512];
+    char text[sizeof whole + 1] = "", out[512];
     clattn_problem p;
     int read = 0, refused_ones = 0;
-    for (size_t n = 0; n < sizeof whole; n++)
+    for (size_t n = 0; n < sizeof whole; n++) /* the 0 at its end too */
         for (int byte = 0; byte < 256; byte++) {
             memcpy(text, whole, sizeof whole);
             text[n] = (char)byte;

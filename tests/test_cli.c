@@ -228,7 +228,6 @@ static const usage_case usages[] = {
     {"bench " PROBLEM "--pass sideways", 2, "--pass sideways"},
     {"bench " PROBLEM "'f32 hq1 q1 kv1 d1'", 2, "f32 hq1 q1 kv1 d1"},
     {"bench " PROBLEM "--q q.npy", 2, "--q"},
-    {"bench 'f32 b1000000 hq1000000 q1000000 kv1 d1'", 1, "memory"},
     {"compare", 2, "problem"},
     {"compare " PROBLEM "--q q.npy", 2, "--q"},
     {"compare --q q.npy --k k.npy", 2, "--v"},
@@ -348,13 +347,18 @@ START_TEST(file_of_anything)
 }
 END_TEST
 
-START_TEST(file_larger_than_memory)
+START_TEST(larger_than_memory)
 {
     char header[1024];
     const size_t n = npy_text(header, "'<f4'", "False", "(1, 1, 268435456, 64)"); /* 64 GiB, all of them a hole */
     spill("huge.npy", header, n);
+    if (getenv("ASAN_OPTIONS")) {
+        test_skip("larger_than_memory", "a sanitizer's address space has no limit");
+        return;
+    }
+    expect_refused("bench 'f32 b1000000 hq1000000 q1000000 kv1 d1'", 1, "memory");
     if (truncate("huge.npy", (off_t)n + ((off_t)64 << 30))) {
-        test_skip("file_larger_than_memory", "no sparse file of 64 GiB in /tmp");
+        test_skip("larger_than_memory", "no sparse file of 64 GiB in /tmp");
         return;
     }
     const int code = run("ulimit -v 4000000; \"$CLATTN\" forward --q huge.npy --k k.npy --v v.npy -o o.npy");
@@ -555,12 +559,13 @@ END_TEST
 START_TEST(output_untouched_on_failure)
 {
     static char whole[1024];
+    static const char real[] = "ulimit -f 1; \"$CLATTN\" forward --q \"$DATA/minilm/l0_q.npy\" "
+                               "--k \"$DATA/minilm/l0_k.npy\" --v \"$DATA/minilm/l0_v.npy\" -o o.npy --lse l.npy";
     static const char *const failing[] = {
         "\"$CLATTN\" forward --q q.npy --k k.npy --v len.npy -o o.npy --lse l.npy",
         "\"$CLATTN\" forward --q q.npy --k k.npy --v v.npy -o o.npy --lse nowhere/l.npy",
         "ulimit -f 0; \"$CLATTN\" forward --q q.npy --k k.npy --v v.npy -o o.npy --lse l.npy",
-        "ulimit -f 1; \"$CLATTN\" forward --q \"$DATA/minilm/l0_q.npy\" --k \"$DATA/minilm/l0_k.npy\" --v "
-        "\"$DATA/minilm/l0_v.npy\" -o o.npy --lse l.npy",
+        real,
     };
     const int want[] = {2, 2, 1, 1};
     spill("o.npy", "old", 3);
@@ -726,7 +731,7 @@ Suite *test_suite(void)
     t = add_case(s, "files");
     tcase_add_loop_test(t, file_refused, 0, N_FILES);
     tcase_add_test(t, file_of_anything);
-    tcase_add_test(t, file_larger_than_memory);
+    tcase_add_test(t, larger_than_memory);
     tcase_add_test(t, files_that_disagree);
     tcase_add_loop_test(t, output_untouched_on_failure, 0, 4);
     tcase_add_test(t, output_replaces);
