@@ -36,6 +36,11 @@ static const choice paths[] = {CLATTN_PATH_MAP(PATH_CHOICE){NULL, 0}};
 static const choice kernels[] = {CLATTN_KERNEL_MAP(KERNEL_CHOICE){NULL, 0}};
 static const choice layouts[] = {{"bhsd", LAYOUT_BHSD}, {"bshd", LAYOUT_BSHD}, {NULL, 0}};
 static const choice passes[] = {{"forward", PASS_FORWARD}, {"backward", PASS_BACKWARD}, {NULL, 0}};
+static const choice steps[] = {{"scaled", CLATTN_SCORE_SCALED},
+                               {"capped", CLATTN_SCORE_CAPPED},
+                               {"masked", CLATTN_SCORE_MASKED},
+                               {"probs", CLATTN_SCORE_PROBS},
+                               {NULL, 0}};
 
 #define FIELD(name) offsetof(options, name)
 #define FILES (COMMAND_FORWARD | COMMAND_COMPARE)
@@ -59,8 +64,22 @@ static const flag flags[] = {
     {"--q-offset", "N|FILE.npy", KIND_TEXT, FIELD(q_offset), FILES, true, 0, 0, NULL,
      "position of query row 0 (default 0), or i8 [batch]"},
     {"--kv-len", "FILE.npy", KIND_TEXT, FIELD(kv_len), FILES, true, 0, 0, NULL, "keys in use, i8 [batch]"},
-    {"--seed", "N", KIND_INTEGER, FIELD(seed), COMMAND_COMPARE | COMMAND_BENCH, false, 0, INT64_MAX, NULL,
-     "of the problem text's random numbers (default 1)"},
+    {"--softcap", "X", KIND_REAL, FIELD(softcap), FILES, true, 0, 0, NULL, "scores become X tanh(score / X)"},
+    {"--bias", "B.npy", KIND_TEXT, FIELD(bias), FILES, true, 0, 0, NULL,
+     "added to the scores, f2, f4 or f8; broadcasts to [batch, heads, rows, keys]"},
+    {"--mask", "M.npy", KIND_TEXT, FIELD(mask), FILES, true, 0, 0, NULL,
+     "b1, true where a key may be seen; broadcasts likewise"},
+    {"--alibi", "S.npy", KIND_TEXT, FIELD(alibi), FILES, true, 0, 0, NULL,
+     "ALiBi slopes, f4 or f8 [heads] or [batch, heads]"},
+    {"--sinks", "S.npy", KIND_TEXT, FIELD(sinks), FILES, true, 0, 0, NULL,
+     "one more logit in each row's denominator, f4 or f8 [heads]"},
+    {"--dropout", "P", KIND_REAL, FIELD(dropout), FILES, true, 0, 0, NULL,
+     "probability that a prob is dropped (default 0)"},
+    {"--cu-seqlens-q", "F.npy", KIND_TEXT, FIELD(cu_seqlens_q), FILES, true, 0, 0, NULL,
+     "where Q's sequences begin and the last ends, i4 or i8 [batch + 1]"},
+    {"--cu-seqlens-kv", "F.npy", KIND_TEXT, FIELD(cu_seqlens_kv), FILES, true, 0, 0, NULL, "those of K and V"},
+    {"--seed", "N", KIND_INTEGER, FIELD(seed), RUNS, false, 0, INT64_MAX, NULL,
+     "of dropout, or of a problem text's random data (default 0)"},
     {"--path", "PATH", KIND_CHOICE, FIELD(path), RUNS, false, 0, 0, paths, "where it runs (default auto)"},
     {"--kernel", "KERNEL", KIND_CHOICE, FIELD(kernel), RUNS, false, 0, 0, kernels, "what runs it (default auto)"},
     {"--device", "INDEX|NAME", KIND_TEXT, FIELD(device), RUNS | COMMAND_SELFTEST, false, 0, 0, NULL,
@@ -71,6 +90,12 @@ static const flag flags[] = {
     {"--block-kv", "N", KIND_INTEGER, FIELD(block_kv), RUNS, false, 1, INT64_MAX, NULL, "keys of a kv block"},
     {"--explain", NULL, KIND_SWITCH, FIELD(explain), COMMAND_FORWARD, false, 0, 0, NULL,
      "print what was chosen, and why"},
+    {"--map", "MAP.png", KIND_TEXT, FIELD(map), COMMAND_FORWARD, false, 0, 0, NULL,
+     "a picture of what each row of one head attends to"},
+    {"--map-head", "H", KIND_INTEGER, FIELD(map_head), COMMAND_FORWARD, false, 0, INT64_MAX, NULL, "default 0"},
+    {"--map-batch", "B", KIND_INTEGER, FIELD(map_batch), COMMAND_FORWARD, false, 0, INT64_MAX, NULL, "default 0"},
+    {"--map-step", "STEP", KIND_CHOICE, FIELD(map_step), COMMAND_FORWARD, false, 0, 0, steps,
+     "of the score's way (default probs)"},
     {"--pass", "PASS", KIND_CHOICE, FIELD(pass), COMMAND_BENCH, false, 0, 0, passes, "default forward"},
     {"--cold", NULL, KIND_SWITCH, FIELD(cold), COMMAND_BENCH, false, 0, 0, NULL,
      "walk copies of K and V that no cache holds, as decoding does"},
@@ -165,7 +190,7 @@ int args_parse(const command *c, int argc, char **argv, options *o, bool *help)
     memset(o, 0, sizeof *o);
     o->scale = CLATTN_SCALE_AUTO;
     o->window[0] = o->window[1] = CLATTN_WINDOW_UNBOUNDED;
-    o->seed = 1;
+    o->map_step = CLATTN_SCORE_PROBS;
     o->budget = 1;
     *help = false;
     for (int i = 0; i < argc; i++) {

@@ -13,16 +13,18 @@ enum { PASS_FORWARD, PASS_BACKWARD };
 
 typedef struct options {
     /* the problem, from files */
-    const char *q, *k, *v;         /* paths, NULL: not given */
-    int dtype;                     /* a clattn_dtype, 0: the files' own */
-    int layout;                    /* of Q, K, V and O */
-    double scale;                  /* default CLATTN_SCALE_AUTO */
-    int causal;                    /* 1: window[1] is 0 */
-    int64_t window[2];             /* left, right; default -1: unbounded */
-    const char *q_offset, *kv_len; /* a number or a path; a path */
+    const char *q, *k, *v;                                                  /* paths, NULL: not given */
+    int dtype;                                                              /* a clattn_dtype, 0: the files' own */
+    int layout;                                                             /* of Q, K, V and O */
+    double scale;                                                           /* default CLATTN_SCALE_AUTO */
+    int causal;                                                             /* 1: window[1] is 0 */
+    int64_t window[2];                                                      /* left, right; default -1: unbounded */
+    const char *q_offset, *kv_len;                                          /* a number or a path; a path */
+    double softcap, dropout;                                                /* default 0: none */
+    const char *bias, *mask, *alibi, *sinks, *cu_seqlens_q, *cu_seqlens_kv; /* paths */
     /* the problem, from a text */
     const char *problem;
-    int64_t seed;
+    int64_t seed; /* of its data, or of dropout with files */
     /* how it runs */
     int path, kernel;   /* a clattn_path, a clattn_kernel */
     const char *device; /* an index or a part of a name, NULL: the default one */
@@ -31,7 +33,10 @@ typedef struct options {
     /* what comes out */
     const char *o, *lse;
     int explain, json, cold, pass;
-    double budget; /* seconds */
+    const char *map;             /* a path */
+    int64_t map_head, map_batch; /* default 0 */
+    int map_step;                /* a clattn_score_step */
+    double budget;               /* seconds */
 
     const char *file_flag; /* the first flag given that describes files, NULL: none */
 } options;

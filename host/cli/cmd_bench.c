@@ -38,7 +38,8 @@ static void *copy_of(const char *what, const void *data, int64_t bytes)
 /* The bytes of K and of V, which inputs_from_text has found to fit the memory. */
 static void kv_bytes(const clattn_problem *p, int64_t *k, int64_t *v)
 {
-    const int64_t rows = p->batch * p->n_heads_kv * p->n_kv * (int64_t)clattn_dtype_size(p->dtype);
+    const storage s = inputs_storage(p);
+    const int64_t rows = s.batch * p->n_heads_kv * s.n_kv * (int64_t)clattn_dtype_size(p->dtype);
     *k = rows * p->head_dim_qk;
     *v = rows * p->head_dim_v;
 }
@@ -98,25 +99,33 @@ static int measure(bench *b, double budget, timings *t, progress *bar)
     return CLI_OK;
 }
 
-/* 2 (d + dv) operations for each key that a query row sees. */
+/* 2 (d + dv) operations for each key that the window and the length let a query row see. */
 static double operations(const inputs *in)
 {
     const clattn_problem *p = &in->problem;
-    double pairs = 0;                      /* of a query row and a key that it sees, in one head of each batch entry */
-    for (int64_t i = 0; i < p->n_q; i++) { /* the problem text has no numbers per batch entry */
-        const key_range r = inputs_visible(in, 0, i);
-        pairs += (double)(r.end - r.first);
+    double pairs = 0; /* of a query row and a key that it sees, in one head of all entries */
+    for (int64_t b = 0; b < p->batch; b++) {
+        const entry e = inputs_entry(in, b);
+        for (int64_t i = 0; i < e.n_q; i++) {
+            const key_range r = inputs_visible(in, &e, i);
+            pairs += (double)(r.end - r.first);
+        }
     }
-    return 2.0 * (double)(p->head_dim_qk + p->head_dim_v) * (double)p->batch * (double)p->n_heads_q * pairs;
+    return 2.0 * (double)(p->head_dim_qk + p->head_dim_v) * (double)p->n_heads_q * pairs;
 }
 
 /* Bytes of K and V, each key that any row sees once. */
 static double bytes_read(const inputs *in)
 {
     const clattn_problem *p = &in->problem;
-    const key_range r = inputs_visible_to_any(in, 0);
-    return (double)p->batch * (double)p->n_heads_kv * (double)(r.end - r.first) *
-           (double)(p->head_dim_qk + p->head_dim_v) * (double)clattn_dtype_size(p->dtype);
+    double keys = 0; /* of one head of all entries */
+    for (int64_t b = 0; b < p->batch; b++) {
+        const entry e = inputs_entry(in, b);
+        const key_range r = inputs_visible_to_any(in, &e);
+        keys += (double)(r.end - r.first);
+    }
+    return keys * (double)p->n_heads_kv * (double)(p->head_dim_qk + p->head_dim_v) *
+           (double)clattn_dtype_size(p->dtype);
 }
 
 static void print_json_text(const char *key, const char *text)
@@ -135,12 +144,12 @@ static void print_json_text(const char *key, const char *text)
 
 static void print_result(const inputs *in, const clattn_plan_info *info, const timings *t, bool json)
 {
-    char problem[256];
+    char problem[PROBLEM_TEXT_SIZE];
     const double median = cli_median(t->seconds, t->n), least = t->seconds[0];
     const double gflops = operations(in) / median * 1e-9, gbs = bytes_read(in) / median * 1e-9;
     const char *path = clattn_path_name(info->path), *kernel = clattn_kernel_name(info->kernel);
     const char *device = info->path == CLATTN_PATH_HOST ? "host" : info->device;
-    clattn_problem_to_text(&in->problem, problem, sizeof problem);
+    inputs_to_text(in, problem);
     if (json) {
         putchar('{');
         print_json_text("problem", problem);

@@ -11,11 +11,9 @@
 #include "verify.h"
 
 enum {
-    LARGE = 1,   /* Q times 30: scores of some hundreds, where exp must not overflow */
-    HIDDEN = 2,  /* NaN and infinity in the K and V rows that no query sees */
-    SEEN = 4,    /* NaN in the last K row in use: it reaches the rows that see it, and only those */
-    LENGTHS = 8, /* kv lengths per batch entry: 0, then more and more */
-    OFFSETS = 16 /* query offsets per batch entry: below 0, then above */
+    LARGE = 1,  /* Q times 30: scores of some hundreds, where exp must not overflow */
+    HIDDEN = 2, /* NaN and infinity in the K and V rows that no query sees */
+    SEEN = 4    /* NaN in the last K row in use: it reaches the rows that see it, and only those */
 };
 
 typedef struct selftest_case {
@@ -60,9 +58,9 @@ static const selftest_case cases[] = {
     {"f32 b1 hq1 hkv1 q20 kv64 d32 kvlen=0", 0},
     {"f32 b1 hq1 hkv1 q20 kv64 d32 scale=0", 0},
     /* numbers per batch entry */
-    {"f32 b3 hq2 hkv1 q10 kv90 d32", LENGTHS},
-    {"f16 b3 hq2 hkv2 q10 kv90 d32 causal", LENGTHS | OFFSETS},
-    {"f64 b2 hq1 hkv1 q30 kv30 d32 window=4,2", OFFSETS},
+    {"f32 b3 hq2 hkv1 q10 kv90 d32 kvlen=per-batch", 0},
+    {"f16 b3 hq2 hkv2 q10 kv90 d32 causal kvlen=per-batch offset=per-batch", 0},
+    {"f64 b2 hq1 hkv1 q30 kv30 d32 window=4,2 offset=per-batch", 0},
     /* nothing there */
     {"f32 b1 hq1 hkv1 q0 kv16 d32", 0},
     {"f32 b1 hq2 hkv1 q16 kv0 d32", 0},
@@ -70,11 +68,41 @@ static const selftest_case cases[] = {
     /* values that are not finite, and large ones */
     {"f32 b1 hq2 hkv2 q37 kv128 d64 kvlen=70", HIDDEN},
     {"f16 b1 hq2 hkv2 q37 kv128 d64 causal offset=20", HIDDEN},
-    {"bf16 b2 hq2 hkv1 q25 kv90 d32 window=5,5 offset=30", HIDDEN | LENGTHS},
+    {"bf16 b2 hq2 hkv1 q25 kv90 d32 window=5,5 offset=30 kvlen=per-batch", HIDDEN},
     {"f32 b1 hq1 hkv1 q40 kv40 d64 causal", SEEN},
     {"f32 b1 hq1 hkv1 q40 kv40 d32 window=3,3", SEEN},
+    {"f32 b2 hq2 hkv1 q21 kv80 d32 mask=b,1,1,kv", HIDDEN},
     {"f64 b1 hq1 hkv1 q64 kv64 d32", LARGE},
     {"f16 b1 hq1 hkv1 q64 kv64 d32 causal", LARGE},
+    {"f32 b1 hq1 hkv1 q64 kv64 d32 softcap=50", LARGE},
+    /* what changes the scores, alone ... */
+    {"f32 b1 hq2 hkv2 q37 kv53 d64 softcap=2", 0},
+    {"f16 b1 hq2 hkv1 q130 kv257 d64 softcap=30", 0},
+    {"f32 b1 hq4 hkv2 q37 kv153 d32 alibi", 0},
+    {"bf16 b2 hq3 hkv3 q40 kv90 d32 alibi=per-batch", 0},
+    {"f32 b2 hq2 hkv2 q37 kv53 d32 bias", 0},
+    {"f32 b2 hq4 hkv2 q37 kv153 d64 bias=1,h,q,kv:f16", 0},
+    {"f16 b2 hq2 hkv2 q33 kv65 d64 bias=b,1,1,kv:bf16", 0},
+    {"f64 b2 hq2 hkv1 q20 kv40 d24 bias=b,h,q,1", 0},
+    {"f32 b2 hq2 hkv2 q37 kv153 d32 mask", 0},
+    {"f16 b2 hq2 hkv1 q40 kv300 d64 mask=1,1,q,kv", 0},
+    {"bf16 b2 hq2 hkv2 q17 kv77 d32 mask=b,h,q,1", 0},
+    {"f32 b1 hq4 hkv1 q37 kv53 d64 sinks", 0},
+    {"f64 b1 hq2 hkv2 q9 kv0 d32 sinks", 0},
+    {"f32 b2 hq2 hkv1 q37 kv153 d32 dropout=0.1:seed=7", 0},
+    {"f16 b1 hq2 hkv2 q130 kv130 d64 dropout=0.5:seed=123456789012", 0},
+    {"f32 hq2 hkv1 d32 varlen=3,5,0,17", 0},
+    {"f16 hq2 hkv2 d64 varlen=1,130,64:90,257,0", 0},
+    /* ... and together */
+    {"f32 b1 hq2 hkv2 q100 kv100 d32 causal alibi softcap=5", 0},
+    {"f16 b2 hq4 hkv2 q33 kv65 d64 bias=1,h,q,kv mask=b,1,1,kv causal offset=32", 0},
+    {"bf16 b1 hq2 hkv1 q50 kv50 d32 window=9,0 sinks", 0},
+    {"f32 b1 hq2 hkv2 q40 kv90 d32 mask sinks dropout=0.2:seed=1", 0},
+    {"f32 b3 hq2 hkv1 q4 kv90 d32 causal kvlen=per-batch offset=per-batch alibi sinks", 0},
+    {"f32 hq2 hkv2 d32 causal alibi varlen=40,1,33", 0},
+    {"f16 hq4 hkv2 d32 bias mask=b,1,q,kv varlen=20,0,37:35,8,64", 0},
+    {"f64 hq2 hkv1 d24 softcap=3 sinks dropout=0.3:seed=9 varlen=5,17:9,40", 0},
+    {"f32 b2 hq4 hkv2 q33 kv70 d32 bshd softcap=20 alibi=per-batch bias=b,h,q,kv:f32 mask sinks dropout=0.1:seed=3", 0},
 };
 enum { N_CASES = sizeof cases / sizeof cases[0] };
 
@@ -86,46 +114,42 @@ static void set_row(void *data, clattn_dtype dtype, clattn_strides s, int64_t di
     for (int64_t d = 0; d < dim; d++) element_put(data, dtype, at + d, value);
 }
 
+/* A boolean mask that is the same for all rows and heads hides key j. */
+static bool mask_hides_from_all(const inputs *in, int64_t b, int64_t j)
+{
+    const clattn_score_strides *s = &in->problem.mask.strides;
+    return in->mask && !s->head && !s->q && !in->mask[b * s->batch + j * s->kv];
+}
+
 static void spoil_keys(inputs *in, unsigned what)
 {
     const clattn_problem *p = &in->problem;
-    const clattn_strides k = inputs_strides(p->k, p->n_heads_kv, p->n_kv, p->head_dim_qk);
-    const clattn_strides v = inputs_strides(p->v, p->n_heads_kv, p->n_kv, p->head_dim_v);
+    const storage s = inputs_storage(p);
+    const clattn_strides k = inputs_strides(p, p->k, p->n_heads_kv, s.n_kv, p->head_dim_qk);
+    const clattn_strides v = inputs_strides(p, p->v, p->n_heads_kv, s.n_kv, p->head_dim_v);
     for (int64_t b = 0; b < p->batch; b++) {
-        const key_range seen = inputs_visible_to_any(in, b);
+        const entry e = inputs_entry(in, b);
+        const key_range seen = inputs_visible_to_any(in, &e);
         for (int64_t h = 0; h < p->n_heads_kv; h++)
-            for (int64_t j = 0; j < p->n_kv; j++) {
-                const bool hidden = j < seen.first || j >= seen.end;
+            for (int64_t j = 0; j < e.n_kv; j++) {
+                const bool hidden = j < seen.first || j >= seen.end || mask_hides_from_all(in, b, j);
+                const int64_t row = e.first_kv + j;
                 if (hidden && what & HIDDEN) {
-                    set_row(in->k, p->dtype, k, p->head_dim_qk, b, h, j, j % 2 ? (double)NAN : (double)INFINITY);
-                    set_row(in->v, p->dtype, v, p->head_dim_v, b, h, j, j % 2 ? (double)INFINITY : (double)NAN);
+                    set_row(in->k, p->dtype, k, p->head_dim_qk, e.batch, h, row,
+                            j % 2 ? (double)NAN : (double)INFINITY);
+                    set_row(in->v, p->dtype, v, p->head_dim_v, e.batch, h, row, j % 2 ? (double)INFINITY : (double)NAN);
                 }
-                if (j == seen.end - 1 && what & SEEN) set_row(in->k, p->dtype, k, p->head_dim_qk, b, h, j, (double)NAN);
+                if (j == seen.end - 1 && what & SEEN)
+                    set_row(in->k, p->dtype, k, p->head_dim_qk, e.batch, h, row, (double)NAN);
             }
     }
 }
 
-static int per_batch(const char *name, int64_t batch, int64_t first, int64_t step, int64_t most, int64_t **values)
-{
-    *values = cli_alloc(name, batch, sizeof **values); /* [batch] */
-    for (int64_t b = 0; *values && b < batch; b++) (*values)[b] = first + b * step < most ? first + b * step : most;
-    return *values ? CLI_OK : CLI_FAILED;
-}
-
 static int make_inputs(const selftest_case *c, int64_t seed, inputs *in)
 {
-    clattn_problem *p = &in->problem;
-    int code = inputs_from_text(c->problem, seed, in);
+    const clattn_problem *p = &in->problem;
+    const int code = inputs_from_text(c->problem, seed, in);
     if (code) return code;
-    if (c->what & LENGTHS) {
-        p->kv_length_per_batch = 1;
-        code = per_batch("kv lengths", p->batch, 0, p->n_kv / 2 + 1, p->n_kv, &in->kv_lengths);
-    }
-    if (!code && c->what & OFFSETS) {
-        p->query_offset_per_batch = 1;
-        code = per_batch("query offsets", p->batch, -5, 17, INT64_MAX, &in->query_offsets);
-    }
-    if (code) return inputs_free(in), code;
     if (c->what & LARGE)
         for (int64_t i = 0; i < p->batch * p->n_heads_q * p->n_q * p->head_dim_qk; i++)
             element_put(in->q, p->dtype, i, 30 * element_get(in->q, p->dtype, i));

@@ -8,15 +8,20 @@
 #define PROBLEM_NOTE                                                                                                   \
     "\nPROBLEM is one line of words, such as\n"                                                                        \
     "    f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [offset=896] [window=256,0]\n"                               \
-    "    [kvlen=1000] [scale=0.5] [bshd]\n"                                                                            \
-    "Its Q, K and V are random, N(0,1).\n"
+    "    [kvlen=1000] [scale=0.5] [bshd] [softcap=30] [alibi] [bias=1,h,q,kv:f16] [mask=b,1,1,kv]\n"                   \
+    "    [sinks] [dropout=0.1:seed=7] [varlen=3,5,0,17]\n"                                                             \
+    "offset and kvlen may be per-batch. Dimensions of bias and mask that are 1 are broadcast. varlen lists\n"          \
+    "the sequences' lengths, or QUERIES:KEYS, and stands for b, q and kv.\n"                                           \
+    "Its data is random: Q, K, V, bias and sinks N(0,1), and 0.7 of the mask is true.\n"
 
 static const command commands[] = {
     {"devices", COMMAND_DEVICES, "Lists the host path and every OpenCL device, and what clattn uses on it.", "", NULL,
      cmd_devices},
     {"forward", COMMAND_FORWARD, "Computes O = softmax(scale * Q K^T) V from files, and the log-sum-exp of each row.",
      "\nO has the files' type, or that of --dtype. NumPy has no bf16: --dtype bf16 rounds f2, f4 or f8 files to it,\n"
-     "computes, and writes O as f4.\n",
+     "computes, and writes O as f4. With --cu-seqlens-q and --cu-seqlens-kv, sequences lie one after the other in\n"
+     "Q, K, V and O, [total, heads, dim], and LSE is [heads, total]. The scores' way is scale, softcap, ALiBi, bias,\n"
+     "mask, softmax, dropout.\n",
      NULL, cmd_forward},
     {"compare", COMMAND_COMPARE,
      "Runs every path and device on one problem, beside a float64 reference; exits 1 past the tolerance.",

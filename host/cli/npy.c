@@ -37,6 +37,16 @@ const char *npy_type_name(npy_type type)
     return "unknown";
 }
 
+shape_text npy_shape_text(int rank, const int64_t *shape)
+{
+    shape_text t = {"["};
+    size_t n = 1;
+    for (int i = 0; i < rank; i++)
+        n += (size_t)snprintf(t.text + n, sizeof t.text - n, "%s%" PRId64, i ? ", " : "", shape[i]);
+    snprintf(t.text + n, sizeof t.text - n, "]");
+    return t;
+}
+
 /* ---- the header: {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), } and spaces up to a line's end */
 
 typedef struct cursor {
@@ -85,16 +95,16 @@ static const char *take_type(cursor *c, npy_type *type)
 {
     char text[16];
     skip_spaces(c);
-    if (c->at < c->end && *c->at == '[') return "the elements are records; f2, f4, f8, i4 and i8 are read";
+    if (c->at < c->end && *c->at == '[') return "the elements are records; f2, f4, f8, i4, i8 and b1 are read";
     if (!take_string(c, text)) return "the header's 'descr' is no string";
     if (text[0] == '>') return "the elements are big-endian; only little-endian ones are read";
-    if (text[0] == '<' || text[0] == '=') {
+    if (text[0] == '<' || text[0] == '=' || text[0] == '|') { /* '|': of one byte, without an order */
 #define MATCH(name, bytes, type_text)                                                                                  \
     if (!strcmp(text + 1, type_text)) return *type = NPY_##name, (const char *)NULL;
         NPY_TYPE_MAP(MATCH)
 #undef MATCH
     }
-    return "the elements have a type that is not read; f2, f4, f8, i4 and i8 are";
+    return "the elements have a type that is not read; f2, f4, f8, i4, i8 and b1 are";
 }
 
 static const char *take_shape(cursor *c, npy_array *a)

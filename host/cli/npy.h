@@ -15,7 +15,8 @@ enum { NPY_MAX_RANK = 8 };
     XX(F4, 4, "f4")                                                                                                    \
     XX(F8, 8, "f8")                                                                                                    \
     XX(I4, 4, "i4")                                                                                                    \
-    XX(I8, 8, "i8")
+    XX(I8, 8, "i8")                                                                                                    \
+    XX(B1, 1, "b1")
 
 typedef enum npy_type {
 #define NPY_TYPE_ENUM(name, bytes, text) NPY_##name,
@@ -33,6 +34,12 @@ typedef struct npy_array {
 
 size_t npy_type_size(npy_type type);
 const char *npy_type_name(npy_type type);
+
+/* "[2, 3, 4]"; at most NPY_MAX_RANK dimensions. */
+typedef struct shape_text {
+    char text[NPY_MAX_RANK * 21 + 3];
+} shape_text;
+shape_text npy_shape_text(int rank, const int64_t *shape);
 
 /* Reads the dictionary of a header, `length` characters of it, into everything but data. NULL, or what is wrong. */
 const char *npy_parse_header(const char *text, size_t length, npy_array *a);

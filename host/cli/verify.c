@@ -13,7 +13,7 @@
 
 enum { MOST_TIMED_RUNS = 5 };
 
-/* ---- the reference, in slices of a few query rows of one head */
+/* ---- the reference, in slices of a few query rows of one head of one entry */
 
 typedef struct slicing {
     const inputs *in;
@@ -24,9 +24,16 @@ typedef struct slicing {
     char message[512];
 } slicing;
 
-static const void *offset_by(const void *data, clattn_dtype dtype, int64_t elements)
+static void note_failure(slicing *s)
 {
-    return (const char *)data + elements * (int64_t)clattn_dtype_size(dtype);
+    if (!atomic_flag_test_and_set(&s->failed))
+        snprintf(s->message, sizeof s->message, "%s", clattn_last_error()->message);
+}
+
+/* A buffer whose first element is `elements` later. */
+static clattn_buffer moved(clattn_buffer b, size_t element, int64_t elements)
+{
+    return clattn_host_buffer(b.host ? (char *)b.host + elements * (int64_t)element : NULL);
 }
 
 static int64_t row_at(clattn_strides s, int64_t batch, int64_t head, int64_t row)
@@ -34,34 +41,65 @@ static int64_t row_at(clattn_strides s, int64_t batch, int64_t head, int64_t row
     return batch * s.batch + head * s.head + row * s.seq;
 }
 
+static int64_t score_at(clattn_score_strides s, int64_t batch, int64_t head, int64_t row)
+{
+    return batch * s.batch + head * s.head + row * s.q;
+}
+
+/* Rows first_row to first_row + p->n_q of head h of an entry, as a problem of their own. */
+static void describe_slice(const inputs *in, const entry *e, int64_t h, int64_t first_row, clattn_problem *p,
+                           clattn_forward_args *args)
+{
+    const clattn_problem *whole = &in->problem;
+    const storage s = inputs_storage(whole);
+    const int64_t kv_head = h / (whole->n_heads_q / whole->n_heads_kv), row = e->first_q + first_row;
+    const int64_t slopes_row = whole->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? e->index * whole->n_heads_q : 0;
+    const size_t size = clattn_dtype_size(p->dtype);
+    p->varlen = 0;
+    p->batch = p->n_heads_q = p->n_heads_kv = 1;
+    p->n_kv = e->n_kv;
+    p->q = inputs_strides(whole, whole->q, whole->n_heads_q, s.n_q, whole->head_dim_qk);
+    p->k = inputs_strides(whole, whole->k, whole->n_heads_kv, s.n_kv, whole->head_dim_qk);
+    p->v = inputs_strides(whole, whole->v, whole->n_heads_kv, s.n_kv, whole->head_dim_v);
+    memset(&p->o, 0, sizeof p->o);
+    p->query_offset = e->query_offset + first_row;
+    p->kv_length = e->kv_length;
+    p->query_offset_per_batch = p->kv_length_per_batch = 0;
+    if (p->alibi) p->alibi = CLATTN_ALIBI_PER_HEAD;
+    inputs_fill_args(in, args);
+    args->q = moved(args->q, size, row_at(p->q, e->batch, h, row));
+    args->k = moved(args->k, size, row_at(p->k, e->batch, kv_head, e->first_kv));
+    args->v = moved(args->v, size, row_at(p->v, e->batch, kv_head, e->first_kv));
+    args->bias = moved(args->bias, clattn_dtype_size(p->bias.dtype), score_at(p->bias.strides, e->index, h, first_row));
+    args->mask = moved(args->mask, 1, score_at(p->mask.strides, e->index, h, first_row));
+    args->alibi_slopes = moved(args->alibi_slopes, sizeof(float), slopes_row + h);
+    args->sinks = moved(args->sinks, sizeof(float), h);
+}
+
 static void run_slice(void *argument, int64_t index)
 {
     slicing *s = argument;
-    const inputs *in = s->in;
-    const clattn_problem *whole = &in->problem;
+    const clattn_problem *whole = &s->in->problem;
     const int64_t head_index = index / s->slices_per_head, first_row = index % s->slices_per_head * s->rows;
-    const int64_t b = head_index / whole->n_heads_q, h = head_index % whole->n_heads_q;
-    const int64_t kv_head = h / (whole->n_heads_q / whole->n_heads_kv);
-    const int64_t row = head_index * whole->n_q + first_row;
+    const int64_t h = head_index % whole->n_heads_q;
+    const entry e = inputs_entry(s->in, head_index / whole->n_heads_q);
+    const storage all = inputs_storage(whole);
+    const int64_t row = (e.batch * whole->n_heads_q + h) * all.n_q + e.first_q + first_row;
     clattn_problem p = *whole;
-    p.batch = p.n_heads_q = p.n_heads_kv = 1;
-    p.n_q = whole->n_q - first_row < s->rows ? whole->n_q - first_row : s->rows;
-    p.q = inputs_strides(whole->q, whole->n_heads_q, whole->n_q, whole->head_dim_qk);
-    p.k = inputs_strides(whole->k, whole->n_heads_kv, whole->n_kv, whole->head_dim_qk);
-    p.v = inputs_strides(whole->v, whole->n_heads_kv, whole->n_kv, whole->head_dim_v);
-    memset(&p.o, 0, sizeof p.o);
-    memset(&p.lse, 0, sizeof p.lse);
-    p.query_offset = (in->query_offsets ? in->query_offsets[b] : whole->query_offset) + first_row;
-    p.query_offset_per_batch = 0;
-    if (in->kv_lengths) p.kv_length = in->kv_lengths[b];
-    p.kv_length_per_batch = 0;
-    if (clattn_reference_forward(&p, offset_by(in->q, p.dtype, row_at(p.q, b, h, first_row)),
-                                 offset_by(in->k, p.dtype, row_at(p.k, b, kv_head, 0)),
-                                 offset_by(in->v, p.dtype, row_at(p.v, b, kv_head, 0)), NULL, NULL,
-                                 s->a->o + row * p.head_dim_v, s->a->lse + row) &&
-        !atomic_flag_test_and_set(&s->failed))
-        snprintf(s->message, sizeof s->message, "%s", clattn_last_error()->message);
+    clattn_forward_args args;
+    if (first_row >= e.n_q) return; /* a sequence shorter than the longest */
+    p.n_q = e.n_q - first_row < s->rows ? e.n_q - first_row : s->rows;
+    describe_slice(s->in, &e, h, first_row, &p, &args);
+    if (clattn_reference_forward(&p, &args, s->a->o + row * p.head_dim_v, s->a->lse + row)) note_failure(s);
     if (s->bar) progress_add(s->bar, p.n_q);
+}
+
+/* Dropout's random numbers belong to a prob's place in the whole problem. */
+static void run_whole(slicing *s)
+{
+    clattn_forward_args args;
+    inputs_fill_args(s->in, &args);
+    if (clattn_reference_forward(&s->in->problem, &args, s->a->o, s->a->lse)) note_failure(s);
 }
 
 /* Rows of a slice: about a tenth of a second of work; all when a row's position would leave 64 bits on the way. */
@@ -86,7 +124,9 @@ static double largest(const double *x, int64_t n)
 int answer_make(const inputs *in, const char *label, answer *a)
 {
     const clattn_problem *p = &in->problem;
-    const int64_t heads = p->n_q ? p->batch * p->n_heads_q : 0, rows = heads * p->n_q;
+    const storage all = inputs_storage(p);
+    const int64_t rows = all.batch * p->n_heads_q * all.n_q;
+    const bool whole = p->dropout > 0;
     const double start = cli_now();
     slicing s = {.in = in, .a = a, .failed = ATOMIC_FLAG_INIT};
     progress bar;
@@ -94,12 +134,15 @@ int answer_make(const inputs *in, const char *label, answer *a)
     a->o = cli_alloc("the reference's O", rows * p->head_dim_v, sizeof *a->o);
     a->lse = cli_alloc("the reference's LSE", rows, sizeof *a->lse);
     if (!a->o || !a->lse) return answer_free(a), CLI_FAILED;
-    if (heads) {
+    if (rows) {
         s.rows = rows_of_slice(in);
         s.slices_per_head = (p->n_q - 1) / s.rows + 1;
         s.bar = label ? &bar : NULL;
-        if (label) progress_start(&bar, label, rows);
-        parallel_for(0, heads * s.slices_per_head, run_slice, &s);
+        if (label) progress_start(&bar, label, whole ? 0 : rows);
+        if (whole)
+            run_whole(&s);
+        else
+            parallel_for(0, p->batch * p->n_heads_q * s.slices_per_head, run_slice, &s);
         if (label) progress_stop(&bar);
     }
     if (atomic_flag_test_and_set(&s.failed)) {
@@ -151,17 +194,17 @@ static double rms(const error_sum *e, int64_t n) { return n ? sqrt(e->squares / 
 static difference difference_of(const inputs *in, const answer *a, const void *o, const float *lse)
 {
     const clattn_problem *p = &in->problem;
-    const clattn_strides o_strides = inputs_strides(p->o, p->n_heads_q, p->n_q, p->head_dim_v);
-    const clattn_strides lse_strides = inputs_strides(p->lse, p->n_heads_q, p->n_q, 1);
+    const storage s = inputs_storage(p);
+    const clattn_strides o_strides = inputs_strides(p, p->o, p->n_heads_q, s.n_q, p->head_dim_v);
     error_sum e_o = {0, 0}, e_lse = {0, 0};
-    int64_t row = 0;
-    for (int64_t b = 0; p->n_q && b < p->batch; b++)
+    int64_t row = 0; /* LSE is dense in both */
+    for (int64_t b = 0; s.n_q && b < s.batch; b++)
         for (int64_t h = 0; h < p->n_heads_q; h++)
-            for (int64_t i = 0; i < p->n_q; i++, row++) {
+            for (int64_t i = 0; i < s.n_q; i++, row++) {
                 const int64_t at = row_at(o_strides, b, h, i);
                 for (int64_t d = 0; d < p->head_dim_v; d++)
                     error_add(&e_o, element_get(o, p->dtype, at + d), a->o[row * p->head_dim_v + d]);
-                error_add(&e_lse, lse[row_at(lse_strides, b, h, i)], a->lse[row]);
+                error_add(&e_lse, lse[row], a->lse[row]);
             }
     const difference d = {e_o.max, rms(&e_o, row * p->head_dim_v), e_lse.max, rms(&e_lse, row)};
     return d;

@@ -6,13 +6,13 @@
 #include "targets.h"
 
 typedef struct answer {
-    double *o;             /* [batch, n_heads_q, n_q, head_dim_v], dense */
-    double *lse;           /* [batch, n_heads_q, n_q], dense */
+    double *o;             /* [batch, n_heads_q, n_q, head_dim_v], dense; varlen: [n_heads_q, total_q, head_dim_v] */
+    double *lse;           /* [batch, n_heads_q, n_q], dense; varlen: [n_heads_q, total_q] */
     double max_o, max_lse; /* largest finite magnitudes */
     double seconds;
 } answer;
 
-/* The reference on all processors; label NULL: without a progress bar. On failure it has said why. */
+/* The reference on all processors (with dropout on one); label NULL: without a progress bar. On failure it has said why. */
 int answer_make(const inputs *in, const char *label, answer *a);
 void answer_free(answer *a);
 
