@@ -31,3 +31,6 @@ if(TARGET clattn) # find_package's clattn::clattn is the shared library, where t
                                 ${CMAKE_COMMAND} ${CMAKE_C_COMPILER} $<BOOL:${CLATTN_OPENCL}>)
 endif()
 clattn_add_check(test_features 1698)
+
+# The C in the README is the examples'.
+add_test(NAME readme COMMAND ${CMAKE_COMMAND} -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/readme.cmake)
