@@ -21,7 +21,7 @@ static int device_width(const target_list *list)
 static void print_head(const inputs *in, const answer *a, int width)
 {
     char text[PROBLEM_TEXT_SIZE];
-    const tolerance most = tolerance_of(in->problem.dtype, a);
+    const tolerance most = tolerance_of(&in->problem, a);
     inputs_to_text(in, text);
     printf("%s\ntolerance of max |dO| %.2g, of max |dLSE| %.2g\n\n", text, most.o, most.lse);
     printf("%-9s  %-*s  %-14s  %10s  %10s  %10s  %10s  %8s  %7s  %s\n", "path", width, "device", "kernel", "max |dO|",

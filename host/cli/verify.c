@@ -165,14 +165,17 @@ void answer_free(answer *a)
 /* ---- the distance */
 
 /* O is stored in dtype, so half a unit in the last place of its largest value is unavoidable, and inputs of magnitude 1
- * add a few roundings of the f32 (f64) sums. LSE is stored as f32 always. */
-tolerance tolerance_of(clattn_dtype dtype, const answer *a)
+ * add a few roundings of the f32 (f64) sums. A score of size S, which |LSE| - ln(n_kv) tells, is itself known to
+ * u S sqrt(head_dim) only, as a sum of head_dim rounded steps, and takes its row of O along. LSE is stored as f32 always. */
+tolerance tolerance_of(const clattn_problem *p, const answer *a)
 {
-    const double o = dtype == CLATTN_DTYPE_F64   ? 1e-13
-                     : dtype == CLATTN_DTYPE_F32 ? 5e-6
-                     : dtype == CLATTN_DTYPE_F16 ? 6.2e-4
-                                                 : 5.2e-3;
-    const tolerance t = {o * fmax(1, a->max_o), 1e-5 * fmax(1, a->max_lse)};
+    const double o = p->dtype == CLATTN_DTYPE_F64   ? 1e-13
+                     : p->dtype == CLATTN_DTYPE_F32 ? 5e-6
+                     : p->dtype == CLATTN_DTYPE_F16 ? 6.2e-4
+                                                    : 5.2e-3;
+    const double u = p->dtype == CLATTN_DTYPE_F64 ? 0x1p-53 : 0x1p-24;
+    const double score = fmax(0, a->max_lse - log(fmax(1, (double)p->n_kv)) - 1);
+    const tolerance t = {o * fmax(1, a->max_o) + u * score * sqrt((double)p->head_dim_qk), 1e-5 * fmax(1, a->max_lse)};
     return t;
 }
 
@@ -254,7 +257,7 @@ int outcome_make(const target *t, const options *o, const inputs *in, const answ
     if (out->status) {
         snprintf(out->message, sizeof out->message, "%s", clattn_last_error()->message);
     } else {
-        const tolerance most = tolerance_of(in->problem.dtype, a);
+        const tolerance most = tolerance_of(&in->problem, a);
         out->distance = difference_of(in, a, o_data, lse_data);
         out->ok = out->distance.max_o <= most.o && out->distance.max_lse <= most.lse;
     }

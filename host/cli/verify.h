@@ -20,7 +20,7 @@ void answer_free(answer *a);
 typedef struct tolerance {
     double o, lse;
 } tolerance;
-tolerance tolerance_of(clattn_dtype dtype, const answer *a);
+tolerance tolerance_of(const clattn_problem *p, const answer *a);
 
 typedef struct difference {
     double max_o, rms_o, max_lse, rms_lse; /* infinite where one is -inf, inf or NaN and the other is not the same */

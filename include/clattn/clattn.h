@@ -137,9 +137,9 @@ typedef enum clattn_score_step {
     CLATTN_SCORE_PROBS = 3   /* after softmax, before dropout */
 } clattn_score_step;
 
-/* For looking at what a model attends to: scores or probs of one head, [n_q, n_kv], dense, computed on the host from
- * plan's problem, f32 (in double for an f64 problem, then rounded). args: host pointers; o and lse are not used. Hidden
- * keys have -inf, or 0 as probs. */
+/* For looking at what a model attends to: scores or probs of one head, dense [n_q, n_kv] (of varlen: the sequence's own
+ * numbers of rows and keys), computed on the host, rounded to f32; probs come from the rounded scores. args: host pointers;
+ * o and lse are not used. Hidden keys have -inf, or 0 as probs. */
 CLATTN_API clattn_status clattn_scores(const clattn_problem *p, const clattn_forward_args *args, clattn_score_step step,
                                        int64_t batch, int64_t head, float *scores);
 
