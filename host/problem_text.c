@@ -244,7 +244,9 @@ static clattn_status read_text(const char *given, reading *r)
         if (!has_dtype && read_dtype(w, &r->p.dtype))
             has_dtype = true;
         else
-            RETURN_IF(!read_word(r, w, seen), INVALID_ARGUMENT, "problem text: cannot read '%.80s', or not twice", w);
+            RETURN_IF(!read_word(r, w, seen), INVALID_ARGUMENT,
+                      "problem text: cannot read '%.80s': an unknown word, a value it does not take, or given twice",
+                      w);
     }
     clattn_problem *p = &r->p;
     const bool listed = r->n_sequences[0] > 0; /* lengths of sequences stand for b, q and kv */

@@ -35,7 +35,6 @@ static const choice dtypes[] = {CLATTN_DTYPE_MAP(DTYPE_CHOICE){NULL, 0}};
 static const choice paths[] = {CLATTN_PATH_MAP(PATH_CHOICE){NULL, 0}};
 static const choice kernels[] = {CLATTN_KERNEL_MAP(KERNEL_CHOICE){NULL, 0}};
 static const choice layouts[] = {{"bhsd", LAYOUT_BHSD}, {"bshd", LAYOUT_BSHD}, {NULL, 0}};
-static const choice passes[] = {{"forward", PASS_FORWARD}, {"backward", PASS_BACKWARD}, {NULL, 0}};
 static const choice steps[] = {{"scaled", CLATTN_SCORE_SCALED},
                                {"capped", CLATTN_SCORE_CAPPED},
                                {"masked", CLATTN_SCORE_MASKED},
@@ -96,7 +95,6 @@ static const flag flags[] = {
     {"--map-batch", "B", KIND_INTEGER, FIELD(map_batch), COMMAND_FORWARD, false, 0, INT64_MAX, NULL, "default 0"},
     {"--map-step", "STEP", KIND_CHOICE, FIELD(map_step), COMMAND_FORWARD, false, 0, 0, steps,
      "of the score's way (default probs)"},
-    {"--pass", "PASS", KIND_CHOICE, FIELD(pass), COMMAND_BENCH, false, 0, 0, passes, "default forward"},
     {"--cold", NULL, KIND_SWITCH, FIELD(cold), COMMAND_BENCH, false, 0, 0, NULL,
      "walk copies of K and V that no cache holds, as decoding does"},
     {"--budget", "S", KIND_REAL, FIELD(budget), COMMAND_BENCH, false, 0, 0, NULL, "seconds to measure (default 1)"},

@@ -9,7 +9,6 @@
 #include <clattn/clattn.h>
 
 enum { LAYOUT_BHSD, LAYOUT_BSHD };
-enum { PASS_FORWARD, PASS_BACKWARD };
 
 typedef struct options {
     /* the problem, from files */
@@ -32,7 +31,7 @@ typedef struct options {
     int64_t block_q, block_kv;
     /* what comes out */
     const char *o, *lse;
-    int explain, json, cold, pass;
+    int explain, json, cold;
     const char *map;             /* a path */
     int64_t map_head, map_batch; /* default 0 */
     int map_step;                /* a clattn_score_step */

@@ -201,7 +201,6 @@ int cmd_bench(const options *opt)
     float *lse = NULL; /* not asked for: the peers' calls give O alone */
     if (!opt->problem)
         return cli_fail(CLI_USAGE, "there is no problem: give a text such as \"f32 b1 hq8 hkv8 q512 kv512 d64\"");
-    if (opt->pass == PASS_BACKWARD) return cli_fail(CLI_USAGE, "--pass backward: it is not available");
     if (opt->budget <= 0 || opt->budget > 86400)
         return cli_fail(CLI_USAGE, "--budget %g: it must be above 0 and at most 86400 seconds", opt->budget);
     int code = inputs_from_text(opt->problem, opt->seed, &in);

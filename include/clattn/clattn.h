@@ -44,7 +44,7 @@ CLATTN_API clattn_strides clattn_strides_bshd(int64_t heads, int64_t seq, int64_
 CLATTN_API clattn_status clattn_problem_check(const clattn_problem *p);
 
 /* One line of text, as the program, the tests and the log use it:
- *   f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [window=256,0] [offset=896] [kvlen=1000] [scale=0.5] [bshd]
+ *   f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [window=256,0] [offset=896|per-batch] [kvlen=1000|per-batch] [scale=0.5] [bshd]
  *   [softcap=30] [alibi] [bias=1,h,q,kv:f16] [mask=b,1,1,kv] [sinks] [dropout=0.1:seed=7] [varlen=3,5,0,17]
  * Dimensions of a bias or mask that are 1 are broadcast; without dimensions it has all four, without type the problem's.
  * varlen lists the sequences' lengths, or `varlen=Q1,Q2:KV1,KV2` those of queries and keys, and stands for b, q and kv.

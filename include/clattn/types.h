@@ -85,7 +85,7 @@ typedef struct clattn_bias {
     clattn_score_strides strides; /* default all 0: one number for all */
 } clattn_bias;
 
-/* ALiBi adds -slope * |p - j| to the scaled score. XX(name, value) */
+/* ALiBi adds -slope * |p - j| to the scaled score. */
 typedef enum clattn_alibi {
     CLATTN_ALIBI_NONE = 0,
     CLATTN_ALIBI_PER_HEAD = 1,          /* args.alibi_slopes is f32 [n_heads_q] */
@@ -147,9 +147,10 @@ typedef struct clattn_problem {
 /* A tensor's place: host memory, or a cl_mem and an offset. Neither: absent. Make it with clattn_host_buffer or, from
  * <clattn/opencl.h>, clattn_cl_buffer. It owns nothing. */
 typedef struct clattn_buffer {
-    void *host;    /* host pointer to element [0, 0, 0, 0], or NULL */
-    void *mem;     /* a cl_mem, or NULL */
-    size_t offset; /* bytes from the start of mem to element [0, 0, 0, 0]; a multiple of the element's size */
+    void *host; /* host memory, or NULL */
+    void *mem;  /* a cl_mem, or NULL */
+    size_t
+        offset; /* bytes from the start of mem, or from host, to element [0, 0, 0, 0]; a multiple of the element's size */
 } clattn_buffer;
 
 /* What may change from call to call of one plan. */
