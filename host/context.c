@@ -26,6 +26,8 @@ static clattn_status check_options(const clattn_context_options *o)
               "options.device_index is %d; it must be at least 0", o->device_index);
     RETURN_IF(o->device == CLATTN_DEVICE_NAME && !o->device_name, INVALID_ARGUMENT, "options.device_name is NULL");
     RETURN_IF(o->n_threads < 0, INVALID_ARGUMENT, "options.n_threads is %d; it must be at least 0", o->n_threads);
+    RETURN_IF(o->copy_transfers != 0 && o->copy_transfers != 1, INVALID_ARGUMENT,
+              "options.copy_transfers is %d; it must be 0 or 1", o->copy_transfers);
     return CLATTN_STATUS_SUCCESS;
 }
 

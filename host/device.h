@@ -17,6 +17,9 @@ clattn_status clattn__device_open(const clattn_context_options *options, device 
 void clattn__device_close(device *d);
 const device_profile *clattn__device_profile(const device *d);
 
+/* Refuses in a forked child, where drivers hang. */
+clattn_status clattn__device_check_process(const device *d);
+
 /* Builds (or finds built) the variant, runs it once on nothing, and checks that it fits. */
 clattn_status clattn__device_plan_create(device *d, clattn_context *context, const problem *p,
                                          const device_choice *choice, device_plan **plan);

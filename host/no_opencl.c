@@ -33,6 +33,12 @@ const device_profile *clattn__device_profile(const device *d)
     return NULL;
 }
 
+clattn_status clattn__device_check_process(const device *d)
+{
+    (void)d;
+    return none();
+}
+
 clattn_status clattn__device_plan_create(device *d, clattn_context *context, const problem *p,
                                          const device_choice *choice, device_plan **plan)
 {

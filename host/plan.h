@@ -29,7 +29,7 @@ typedef struct device_choice {
     clattn_kernel kernel;
     int axes[AXIS_COUNT];
     int64_t work_group_size, local_bytes;
-    const char *score_source; /* the app's score function, or NULL; owned by the plan */
+    const char *score_source; /* the app's score function, or NULL; the app's, valid while the plan is made */
 } device_choice;
 
 /* The device's kernel for a clattn_kernel of AUTO. */

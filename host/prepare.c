@@ -11,19 +11,29 @@
 
 static const char *last_sentence(void) { return clattn_last_error()->message; }
 
-/* Tries the device's variants, best first, until one builds, fits and runs. What fails with the last is the answer. */
+/* Tries the device's variants, best first, until one builds, fits and runs. When none does, the answer is what became of the
+ * last that was tried, or why none could be. */
 static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options *options, text *why)
 {
     struct device *d;
     FORWARD(clattn__context_device(plan->context, &d));
     const device_profile *profile = clattn__device_profile(d);
-    bool is_last = false;
+    bool is_last = false, tried = false;
+    error_state failure;
+    FORWARD(clattn__device_check_process(d));
     for (int nth = 0;; nth++) {
         clattn_status status = clattn__plan_device(&plan->problem, profile, options, nth, &plan->choice, &is_last);
-        if (status == CLATTN_STATUS_SUCCESS)
+        if (status == CLATTN_STATUS_SUCCESS) {
             status = clattn__device_plan_create(d, plan->context, &plan->problem, &plan->choice, &plan->device_plan);
-        if (status == CLATTN_STATUS_SUCCESS) break;
+            if (status == CLATTN_STATUS_SUCCESS) break;
+            tried = true;
+            clattn__error_save(&failure);
+        }
         const bool is_the_apps = status == CLATTN_STATUS_BUILD_FAILED && plan->choice.score_source;
+        if (is_last && tried) {
+            clattn__error_restore(&failure);
+            return failure.status;
+        }
         if (is_last || is_the_apps || status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
         text_add(why, "refused: %.300s\n", last_sentence());
     }

@@ -125,7 +125,7 @@ bool clattn__tensor_is_gapless(const tensor_shape *t)
 {
     int64_t n = (int64_t)t->size;
     for (int i = 0; i < 4; i++)
-        if (__builtin_mul_overflow(n, t->count[i], &n)) return false;
+        if (t->stride[i] && __builtin_mul_overflow(n, t->count[i], &n)) return false; /* a broadcast leaves none */
     return n == t->bytes;
 }
 
@@ -250,6 +250,9 @@ clattn_status clattn__problem_make(const clattn_problem *g, problem *p)
 
     RETURN_IF(!isfinite(g->softcap) || g->softcap < 0, INVALID_ARGUMENT,
               "softcap is %g; it must be finite and at least 0, which is none", g->softcap);
+    RETURN_IF(g->dtype != CLATTN_DTYPE_F64 && g->softcap > 0 && (g->softcap < FLT_MIN || g->softcap > SCALE_MAX_F32),
+              INVALID_ARGUMENT, "softcap is %g; it must be in %g..%g, for scores are f32", g->softcap, (double)FLT_MIN,
+              SCALE_MAX_F32);
     RETURN_IF(!(g->dropout >= 0 && g->dropout < 1), INVALID_ARGUMENT, "dropout is %g; it must be in [0, 1)",
               g->dropout);
     RETURN_IF(g->alibi < CLATTN_ALIBI_NONE || g->alibi > CLATTN_ALIBI_PER_BATCH_AND_HEAD, INVALID_ARGUMENT,
@@ -403,6 +406,8 @@ static clattn_status check_cu_seqlens(const char *name, const int64_t *cu, int64
                   "%s gives sequence %" PRId64 " %" PRId64 " rows; the problem allows %" PRId64, name, b,
                   cu[b + 1] - cu[b], longest);
     }
+    RETURN_IF(cu[batch] != total, INVALID_ARGUMENT, "%s ends at %" PRId64 "; there are %" PRId64 " rows", name,
+              cu[batch], total);
     return CLATTN_STATUS_SUCCESS;
 }
 

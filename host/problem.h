@@ -13,7 +13,8 @@
     XX(K, k)                                                                                                           \
     XX(V, v)                                                                                                           \
     XX(O, o)                                                                                                           \
-    XX(LSE, lse) XX(BIAS, bias) XX(MASK, mask) XX(ALIBI, alibi_slopes) XX(SINKS, sinks) XX(SCORE_DATA, score_data)     \
+    XX(LSE, lse)                                                                                                       \
+    XX(BIAS, bias) XX(MASK, mask) XX(ALIBI, alibi_slopes) XX(SINKS, sinks) XX(SCORE_DATA, score_data)                  \
         XX(KV_LENGTHS, kv_lengths) XX(QUERY_OFFSETS, query_offsets) XX(CU_Q, cu_seqlens_q) XX(CU_KV, cu_seqlens_kv)
 
 typedef enum tensor_name {
@@ -60,7 +61,7 @@ typedef struct problem_entry {
 /* Bytes of a copy that keeps what the tensor's strides broadcast but has no gaps; INT64_MAX past 63 bits. */
 int64_t clattn__tensor_copy_bytes(const tensor_shape *t);
 
-/* Every byte from the first element to the last belongs to an element. */
+/* Every byte from the first element to the last belongs to an element. (Dimensions of stride 0 do not count.) */
 bool clattn__tensor_is_gapless(const tensor_shape *t);
 
 /* That copy's strides. */

@@ -49,12 +49,13 @@ static bool read_real(const char *s, double *value)
     return true;
 }
 
-/* A copy of s up to `mark`, what follows in *rest ("" when mark is absent); false when it does not fit. */
+/* A copy of s up to `mark`, what follows in *rest ("" when mark is absent); false when it does not fit, or nothing follows
+ * a mark. */
 static bool split(const char *s, char mark, char first[WORD_MAX], const char **rest)
 {
     const char *at = strchr(s, mark);
     const size_t n = at ? (size_t)(at - s) : strlen(s);
-    if (n >= WORD_MAX) return false;
+    if (n >= WORD_MAX || (at && !at[1])) return false;
     memcpy(first, s, n);
     first[n] = 0;
     *rest = at ? at + 1 : "";
@@ -172,18 +173,22 @@ static bool word_dv(reading *r, const char *s) { return read_int(s, &r->p.head_d
 static bool word_d(reading *r, const char *s) { return read_int(s, &r->p.head_dim_qk); }
 
 /* The first whose name begins the word and whose rest it can read. */
-enum { WORD_HQ, WORD_HKV, WORD_Q, WORD_KV, WORD_DV, WORD_D, WORD_REST };
+enum { WORD_HQ, WORD_HKV, WORD_Q, WORD_KV, WORD_DV, WORD_D, WORD_B, WORD_TOTAL };
 static const struct {
     const char *name;
     bool (*read)(reading *r, const char *value);
 } words[] = {
-    [WORD_HQ] = {"hq", word_hq}, [WORD_HKV] = {"hkv", word_hkv}, [WORD_Q] = {"q", word_q},
-    [WORD_KV] = {"kv", word_kv}, [WORD_DV] = {"dv", word_dv},    [WORD_D] = {"d", word_d},
-    [WORD_REST] = {"b", word_b}, {"causal", word_causal},        {"window=", word_window},
-    {"offset=", word_offset},    {"kvlen=", word_kvlen},         {"scale=", word_scale},
-    {"softcap=", word_softcap},  {"alibi", word_alibi},          {"bias", word_bias},
-    {"mask", word_mask},         {"sinks", word_sinks},          {"dropout=", word_dropout},
-    {"varlen", word_varlen},     {"total=", word_total},         {"bshd", word_bshd},
+    [WORD_HQ] = {"hq", word_hq}, [WORD_HKV] = {"hkv", word_hkv},
+    [WORD_Q] = {"q", word_q},    [WORD_KV] = {"kv", word_kv},
+    [WORD_DV] = {"dv", word_dv}, [WORD_D] = {"d", word_d},
+    [WORD_B] = {"b", word_b},    [WORD_TOTAL] = {"total=", word_total},
+    {"causal", word_causal},     {"window=", word_window},
+    {"offset=", word_offset},    {"kvlen=", word_kvlen},
+    {"scale=", word_scale},      {"softcap=", word_softcap},
+    {"alibi", word_alibi},       {"bias", word_bias},
+    {"mask", word_mask},         {"sinks", word_sinks},
+    {"dropout=", word_dropout},  {"varlen", word_varlen},
+    {"total=", word_total},      {"bshd", word_bshd},
 };
 enum { N_WORDS = sizeof words / sizeof words[0] };
 
@@ -249,7 +254,10 @@ static clattn_status read_text(const char *given, reading *r)
                       w);
     }
     clattn_problem *p = &r->p;
-    const bool listed = r->n_sequences[0] > 0; /* lengths of sequences stand for b, q and kv */
+    const bool listed = r->n_sequences[0] > 0; /* lengths of sequences stand for b, q, kv and total */
+    RETURN_IF(listed && (seen[WORD_Q] || seen[WORD_KV] || seen[WORD_B] || seen[WORD_TOTAL]), INVALID_ARGUMENT,
+              "problem text: b, q, kv and total follow from the lengths that varlen lists; they cannot be given too");
+    RETURN_IF(seen[WORD_TOTAL] && !p->varlen, INVALID_ARGUMENT, "problem text: total without varlen");
     RETURN_IF(!has_dtype, INVALID_ARGUMENT, "problem text: no storage type (f32, f16, bf16 or f64)");
     RETURN_IF(!seen[WORD_HQ] || !seen[WORD_D] || (!listed && (!seen[WORD_Q] || !seen[WORD_KV])), INVALID_ARGUMENT,
               "problem text: hq, q, kv and d must be given");
@@ -283,10 +291,11 @@ clattn_status clattn_problem_text_args(const char *given, uint64_t *seed, int64_
 {
     reading r;
     FORWARD(read_text(given, &r));
-    if (seed) *seed = r.seed;
     int64_t *const cu[2] = {cu_seqlens_q, cu_seqlens_kv};
-    if (!r.p.varlen) return CLATTN_STATUS_SUCCESS;
-    RETURN_IF(r.n_sequences[0] == 0, INVALID_ARGUMENT, "problem text: varlen does not list its sequences");
+    RETURN_IF(r.p.varlen && r.n_sequences[0] == 0 && (cu_seqlens_q || cu_seqlens_kv), INVALID_ARGUMENT,
+              "problem text: varlen does not list its sequences");
+    if (seed) *seed = r.seed;
+    if (!r.p.varlen || r.n_sequences[0] == 0) return CLATTN_STATUS_SUCCESS;
     for (int side = 0; side < 2; side++)
         for (int i = 0; cu[side] && i <= r.n_sequences[side]; i++)
             cu[side][i] = i ? cu[side][i - 1] + r.sequences[side][i - 1] : 0;

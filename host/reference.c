@@ -139,9 +139,10 @@ static void row_forward(const row_at *r, double *s, double *o, double *lse)
 
 /* ---- public */
 
-static clattn_status check(const clattn_problem *given, const clattn_forward_args *args, problem *p)
+static clattn_status check(const clattn_problem *given, const clattn_forward_args *args, bool writes_o, problem *p)
 {
     FORWARD(clattn__problem_make(given, p));
+    if (!writes_o) p->tensor[TENSOR_O].bytes = 0;
     FORWARD(clattn__problem_check_host_args(p, args));
     RETURN_IF(p->score_function.source && !p->score_function.host, INVALID_ARGUMENT,
               "score_function.host is NULL; the host needs it");
@@ -160,7 +161,7 @@ clattn_status clattn_reference_forward(const clattn_problem *given, const clattn
     inputs = *args; /* o stands for args.o in the checks */
     inputs.o = clattn_host_buffer(o);
     inputs.lse = clattn_host_buffer(NULL);
-    FORWARD(check(given, &inputs, &p));
+    FORWARD(check(given, &inputs, true, &p));
     double *s = scores_make(&p); /* [n_kv] of one row */
     RETURN_IF(!s, OUT_OF_HOST_MEMORY, "no room for %lld scores", (long long)p.n_kv);
     for (int64_t b = 0; b < p.batch; b++) {
@@ -184,9 +185,8 @@ clattn_status clattn_reference_scores(const clattn_problem *given, const clattn_
     RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
     RETURN_IF(!scores, INVALID_ARGUMENT, "scores is NULL");
     inputs = *args;
-    inputs.o = clattn_host_buffer(scores);
-    inputs.lse = clattn_host_buffer(NULL);
-    FORWARD(check(given, &inputs, &p));
+    inputs.o = inputs.lse = clattn_host_buffer(NULL);
+    FORWARD(check(given, &inputs, false, &p));
     RETURN_IF(step < CLATTN_SCORE_SCALED || step > CLATTN_SCORE_PROBS, INVALID_ARGUMENT,
               "step is %d; it must be one of clattn_score_step", (int)step);
     RETURN_IF(batch < 0 || batch >= p.batch, INVALID_ARGUMENT, "batch is %lld; the problem has %lld", (long long)batch,

@@ -72,7 +72,7 @@ static host_tile tile_make(const forward_job *job, int batch, int head, int inde
         .bias_q = t[TENSOR_BIAS].stride[2],
         .bias_kv = t[TENSOR_BIAS].stride[3],
         .score_function = p->score_function.host,
-        .score_data = clattn__args_host(job->args, TENSOR_SCORE_DATA),
+        .score_data = p->tensor[TENSOR_SCORE_DATA].size ? clattn__args_host(job->args, TENSOR_SCORE_DATA) : NULL,
         .mask = p->has_mask ? tensor_place(job, TENSOR_MASK, batch, head, 0) : NULL,
         .mask_q = t[TENSOR_MASK].stride[2],
         .mask_kv = t[TENSOR_MASK].stride[3],

@@ -48,9 +48,6 @@ clattn_status clattn__cl_fail(const char *call, cl_int code);
 /* Fills profile from the device; "" or why clattn cannot use it. */
 const char *clattn__device_probe(cl_device_id id, device_profile *profile);
 
-/* Refuses in a forked child, where drivers hang. */
-clattn_status clattn__device_check_process(const struct device *d);
-
 /* A device on the app's context. */
 clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **d);
 

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../../cl/args.clh"
 
@@ -169,7 +170,7 @@ clattn_status clattn__device_plan_create(struct device *d, clattn_context *conte
 void clattn__device_plan_free(device_plan *plan)
 {
     if (!plan) return;
-    if (plan->fixed) clReleaseMemObject(plan->fixed);
+    if (plan->fixed && plan->device->owner == getpid()) clReleaseMemObject(plan->fixed);
     free(plan);
 }
 
@@ -363,7 +364,7 @@ static clattn_status forward_copied(device_plan *plan, const problem *given, con
             FORWARD(copy_tensor(plan, &given->tensor[i], caller[i].begin, s[i].mem, COPY_IN));
     }
     FORWARD(launch_and_wait(plan, &p, args, s));
-    FORWARD(copy_tensor(plan, &given->tensor[TENSOR_O], caller[TENSOR_O].begin, s[TENSOR_O].mem, COPY_OUT));
+    FORWARD(late(copy_tensor(plan, &given->tensor[TENSOR_O], caller[TENSOR_O].begin, s[TENSOR_O].mem, COPY_OUT)));
     if (!s[TENSOR_LSE].mem) return CLATTN_STATUS_SUCCESS;
     return late(copy_tensor(plan, &given->tensor[TENSOR_LSE], caller[TENSOR_LSE].begin, s[TENSOR_LSE].mem, COPY_OUT));
 }

@@ -49,8 +49,8 @@ CLATTN_API clattn_status clattn_problem_check(const clattn_problem *p);
  * Dimensions of a bias or mask that are 1 are broadcast; without dimensions it has all four, without type the problem's.
  * varlen lists the sequences' lengths, or `varlen=Q1,Q2:KV1,KV2` those of queries and keys, and stands for b, q and kv.
  * from_text: INVALID_ARGUMENT names the word it could not read; p is filled only on success. to_text: at most size - 1
- * bytes and a 0, returning the full length as snprintf does. Not in the text: strides other than dense and bshd, score
- * functions, and what args hold. */
+ * bytes and a 0, returning the full length as snprintf does. A word has at most 1023 characters, a list 256 lengths. Not to be
+ * read back from the text: score functions, which to_text names, strides other than dense and bshd, and what args hold. */
 CLATTN_API clattn_status clattn_problem_from_text(const char *text, clattn_problem *p);
 CLATTN_API size_t clattn_problem_to_text(const clattn_problem *p, char *text, size_t size);
 

@@ -101,8 +101,8 @@ typedef enum clattn_alibi {
 typedef double(clattn_score_fn)(double score, int64_t b, int64_t h, int64_t i, int64_t j, const void *data);
 typedef struct clattn_score_function {
     clattn_score_fn *host; /* default NULL; needed on the host path and by the reference */
-    const char *source;    /* default NULL; needed on the device path. Copied into the plan */
-    size_t data_bytes;     /* size of args.score_data; 0: it may be absent */
+    const char *source;    /* default NULL; needed on the device path, while the plan is made */
+    size_t data_bytes;     /* size of args.score_data; 0: there is none */
 } clattn_score_function;
 
 /* O = softmax(mask(f(scale * Q K^T))) V, in this order: softmax scale, softcap, ALiBi, bias, score function, mask (hidden
