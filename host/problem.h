@@ -15,8 +15,14 @@
     XX(O, o)                                                                                                           \
     XX(LSE, lse)                                                                                                       \
     XX(BIAS, bias)                                                                                                     \
-    XX(MASK, mask) XX(ALIBI, alibi_slopes) XX(SINKS, sinks) XX(SCORE_DATA, score_data) XX(KV_LENGTHS, kv_lengths)      \
-        XX(QUERY_OFFSETS, query_offsets) XX(CU_Q, cu_seqlens_q) XX(CU_KV, cu_seqlens_kv)
+    XX(MASK, mask)                                                                                                     \
+    XX(ALIBI, alibi_slopes)                                                                                            \
+    XX(SINKS, sinks)                                                                                                   \
+    XX(SCORE_DATA, score_data)                                                                                         \
+    XX(KV_LENGTHS, kv_lengths)                                                                                         \
+    XX(QUERY_OFFSETS, query_offsets)                                                                                   \
+    XX(CU_Q, cu_seqlens_q)                                                                                             \
+    XX(CU_KV, cu_seqlens_kv)
 
 typedef enum tensor_name {
 #define TENSOR_ENUM(name, field) TENSOR_##name,
