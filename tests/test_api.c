@@ -1782,7 +1782,7 @@ static TCase *add_case(Suite *s, const char *name)
 {
     TCase *t = tcase_create(name);
     tcase_add_checked_fixture(t, setup, NULL);
-    tcase_set_timeout(t, 60);
+    tcase_set_timeout(t, 300);
     suite_add_tcase(s, t);
     return t;
 }

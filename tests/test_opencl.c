@@ -1255,7 +1255,7 @@ END_TEST
 static TCase *add_case(Suite *s, const char *name)
 {
     TCase *t = tcase_create(name);
-    tcase_set_timeout(t, 120);
+    tcase_set_timeout(t, 300);
     suite_add_tcase(s, t);
     return t;
 }
