@@ -47,23 +47,20 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORW
     const int end = mask_end(band, row_last), open = min(mask_first(band, row_last), end);
     const int edge = max(open, mask_end(band, row_first)); /* every row sees the keys of [open, edge) */
     for (int j0 = mask_first(band, row_first), n; j0 < end; j0 += n) {
-        int masked = j0 < open || j0 >= edge;
-        n = min(j0 < open ? min(open - j0, BLOCK_KV)
-                : masked  ? min(LANES, BLOCK_KV)
-                          : min(edge - j0, BLOCK_KV),
-                end - j0);
+        const kv_step step = kv_step_of(band, row_first, j0, open, edge, end);
+        n = step.n;
         const int found = mask_classify(&src, row_first, n_q, j0, n);
         if (!(found & MASK_SOME)) continue;
-        masked |= found & MASK_HIDDEN;
+        const int masked = step.masked | (found & MASK_HIDDEN);
 
         BLOCK_SPACE const real *k_block = block_load(decoded, k + j0 * args.k_row, args.k_row, &pitch, n, HEAD_DIM_QK);
-        scores(s, q_tile, k_block, pitch, n);
-        score(s, &src, row_first, n_q, j0, n);
-        if (masked) mask_hidden(s, band, &src, row_first, n_q, j0, n);
-        row_state_update(m, l, rescale, s, n);
-        dropout(s, &args, at, dropout_scale, row_first, j0, n);
+        scores(s, q_tile, k_block, pitch, n, step.v0, step.v1);
+        score(s, &src, row_first, n_q, j0, n, step.v0, step.v1);
+        if (masked) mask_hidden(s, band, &src, row_first, n_q, j0, n, step.v0, step.v1);
+        row_state_update(m, l, rescale, s, n, step.v0, step.v1);
+        dropout(s, &args, at, dropout_scale, row_first, j0, n, step.v0, step.v1);
         BLOCK_SPACE const real *v_block = block_load(decoded, v + j0 * args.v_row, args.v_row, &pitch, n, HEAD_DIM_V);
-        accumulate(o_tile, rescale, s, v_block, pitch, n, band, &src, row_first, n_q, j0, masked);
+        accumulate(o_tile, rescale, s, v_block, pitch, n, step.v0, step.v1, band, &src, row_first, n_q, j0, masked);
     }
 
     o_store(o, args.o_row, o_tile, l, row_first, n_q);

@@ -236,6 +236,7 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
     c->axes[AXIS_STORAGE] = (int)p->dtype;
     c->axes[AXIS_HEAD_DIM_QK] = (int)p->head_dim_qk;
     c->axes[AXIS_HEAD_DIM_V] = (int)p->head_dim_v;
+    c->axes[AXIS_BAND] = p->window_left >= 0 || p->window_right >= 0;
     c->axes[AXIS_BIAS] = (int)p->bias_dtype;
     c->axes[AXIS_MASK] = p->has_mask;
     c->axes[AXIS_SOFTCAP] = p->softcap > 0;
