@@ -77,6 +77,7 @@ int cmd_compare(const options *o)
 {
     inputs in;
     target_list list;
+    if (!o->problem && !o->file_flag) return cmd_selftest(o); /* a suite of problems, and the worst of them */
     int code = inputs_from_options(o, &in);
     if (code) return code;
     code = targets_open(o, &list);

@@ -1,6 +1,7 @@
 /* clattn selftest: small problems on the host and on every device */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
@@ -159,10 +160,17 @@ static int make_inputs(const selftest_case *c, int64_t seed, inputs *in)
 
 typedef struct tally {
     int passed, failed, skipped;
+    struct worst {
+        const selftest_case *of; /* NULL: none ran */
+        double share;            /* of the tolerance */
+        difference distance;
+    } *worst; /* [targets] */
 } tally;
 
-static void report(const selftest_case *c, const target *t, const outcome *out, tally *sum)
+static void report(const selftest_case *c, const target *t, const outcome *out, tally *sum, struct worst *worst)
 {
+    if (!out->status && (!worst->of || out->share > worst->share))
+        *worst = (struct worst){c, out->share, out->distance};
     if (out->ok && !out->status) {
         sum->passed++;
         return;
@@ -188,7 +196,7 @@ static int run_case(const options *o, const selftest_case *c, const target_list 
     for (int i = 0; !code && i < list->n; i++) {
         outcome out;
         code = outcome_make(&list->targets[i], o, &in, &a, 0, &out);
-        if (!code) report(c, &list->targets[i], &out, sum);
+        if (!code) report(c, &list->targets[i], &out, sum, &sum->worst[i]);
         progress_add(bar, 1);
     }
     answer_free(&a);
@@ -200,9 +208,12 @@ int cmd_selftest(const options *o)
 {
     target_list list;
     progress bar;
-    tally sum = {0, 0, 0};
+    tally sum = {0};
     int code = targets_open(o, &list);
     if (code) return code;
+    sum.worst = cli_alloc("the worst of each kernel", list.n, sizeof *sum.worst);
+    if (!sum.worst) return targets_close(&list), CLI_FAILED;
+    memset(sum.worst, 0, sizeof *sum.worst * (size_t)list.n);
     for (int i = 0; i < list.n; i++)
         printf("%s %s %s\n", clattn_path_name(list.targets[i].path), list.targets[i].device,
                clattn_kernel_name(list.targets[i].kernel));
@@ -210,6 +221,14 @@ int cmd_selftest(const options *o)
     progress_start(&bar, "selftest", (int64_t)N_CASES * list.n);
     for (int i = 0; !code && i < N_CASES; i++) code = run_case(o, &cases[i], &list, &sum, &bar);
     progress_stop(&bar);
+    for (int i = 0; !code && i < list.n; i++) {
+        const struct worst *w = &sum.worst[i];
+        if (w->of)
+            printf("worst of %s: %.0f %% of the tolerance, max |dO| %.2g, max |dLSE| %.2g: %s\n",
+                   clattn_kernel_name(list.targets[i].kernel), 100 * w->share, w->distance.max_o, w->distance.max_lse,
+                   w->of->problem);
+    }
+    free(sum.worst);
     targets_close(&list);
     if (code) return code;
     printf("%d passed, %d failed, %d skipped\n", sum.passed, sum.failed, sum.skipped);

@@ -25,7 +25,8 @@ static const command commands[] = {
      NULL, cmd_forward},
     {"compare", COMMAND_COMPARE,
      "Runs every path and device on one problem, beside a float64 reference; exits 1 past the tolerance.",
-     "\nThe problem is a text, or files as in `forward`. --path, --kernel and --device leave out the other "
+     "\nThe problem is a text, or files as in `forward`; without one, the self-test's problems run, and the worst is\n"
+     "named. --path, --kernel and --device leave out the other "
      "rows.\n" PROBLEM_NOTE,
      "PROBLEM", cmd_compare},
     {"bench", COMMAND_BENCH, "Times clattn_forward on one problem.", PROBLEM_NOTE, "PROBLEM", cmd_bench},

@@ -259,7 +259,8 @@ int outcome_make(const target *t, const options *o, const inputs *in, const answ
     } else {
         const tolerance most = tolerance_of(&in->problem, a);
         out->distance = difference_of(in, a, o_data, lse_data);
-        out->ok = out->distance.max_o <= most.o && out->distance.max_lse <= most.lse;
+        out->share = fmax(out->distance.max_o / most.o, out->distance.max_lse / most.lse);
+        out->ok = out->share <= 1;
     }
     clattn_plan_release(plan);
     free(o_data);

@@ -31,7 +31,8 @@ typedef struct outcome {
     clattn_status status; /* of the first call that failed; UNSUPPORTED: nothing is wrong, it cannot run there */
     char message[512];    /* its sentence */
     difference distance;
-    bool ok;        /* within the tolerance */
+    double share;   /* the larger of max_o and max_lse, each divided by its tolerance */
+    bool ok;        /* at most 1 */
     double seconds; /* median of the timed runs, 0: none */
 } outcome;
 
