@@ -164,7 +164,7 @@ typedef struct tally {
         const selftest_case *of; /* NULL: none ran */
         double share;            /* of the tolerance */
         difference distance;
-    } *worst; /* [targets] */
+    } * worst; /* [targets] */
 } tally;
 
 static void report(const selftest_case *c, const target *t, const outcome *out, tally *sum, struct worst *worst)
