@@ -118,8 +118,23 @@ static size_t work_bytes_of(const host_plan *plan, const problem *p)
     return (bytes + 63) / 64 * 64;
 }
 
-/* Below this many multiply-adds a thread costs more to wake than it saves. */
-static const double least_work_of_thread = 2e6;
+/* Multiply-adds of the keys that the band shows, about: a thread that would get fewer than the least costs more than it
+ * saves. It costs some microseconds when it must be woken, and half of one when it watches. */
+static const double least_work_to_wake = 2e6, least_work_when_near = 2e5;
+
+static int64_t workers_for(const host_plan *plan, const problem *p, host_threads *threads, int64_t n_items)
+{
+    const bool triangle = p->window_right == 0 && p->window_left < 0 && p->query_offset == 0 && p->n_q == p->n_kv;
+    const double work = (double)p->batch * (double)p->n_heads_q * (double)p->n_q * (double)p->n_kv *
+                        (double)(p->head_dim_qk + p->head_dim_v) * (triangle ? 0.5 : 1);
+    int64_t n = plan->n_threads < n_items ? plan->n_threads : n_items;
+    if (n > 1 && work < 2 * least_work_when_near) return 1;
+    if (n > 1 && work < least_work_to_wake * (double)n) {
+        const double least = clattn__threads_are_near(threads) ? least_work_when_near : least_work_to_wake;
+        if (work < least * (double)n) n = (int64_t)(work / least);
+    }
+    return n > 1 ? n : 1;
+}
 
 clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host_threads *threads,
                                    const clattn_forward_args *args)
@@ -131,13 +146,7 @@ clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host
     if (job.n_items == 0) return CLATTN_STATUS_SUCCESS;
     job.dropout_key = dropout_key(args->dropout_seed, args->dropout_offset);
 
-    const double work = (double)p->batch * (double)p->n_heads_q * (double)p->n_q * (double)p->n_kv *
-                        (double)(p->head_dim_qk + p->head_dim_v);
-    int64_t n_workers = plan->n_threads;
-    if (n_workers > job.n_items) n_workers = job.n_items;
-    if (work < least_work_of_thread * (double)n_workers) n_workers = (int64_t)(work / least_work_of_thread);
-    if (n_workers < 1) n_workers = 1;
-
+    const int64_t n_workers = workers_for(plan, p, threads, job.n_items);
     job.work_bytes = work_bytes_of(plan, p);
     const size_t all = job.work_bytes * (size_t)n_workers;
     job.work = all <= sizeof small_work ? small_work : aligned_alloc(64, all);

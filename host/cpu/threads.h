@@ -2,6 +2,8 @@
 #ifndef CLATTN_CPU_THREADS_H
 #define CLATTN_CPU_THREADS_H
 
+#include <stdbool.h>
+
 #include <clattn/types.h>
 
 typedef struct host_threads host_threads;
@@ -12,8 +14,12 @@ void clattn__threads_free(host_threads *threads);
 
 int clattn__threads_count(const host_threads *threads);
 
-/* Runs task(argument, i) for i in [0, n) and returns when all are done. Safe from any threads: a caller that finds the
- * pool busy, or finds itself in a forked child, runs all of it alone. */
+/* Runs task(argument, 0) here and task(argument, i), 0 < i < n, on other threads, and returns when all that began are done.
+ * A pool thread that comes too late does not begin: tasks draw what they do from a shared counter, and any one of them
+ * can do it all. Safe from any threads: a caller that finds the pool busy, or finds itself in a forked child, works alone. */
 void clattn__threads_run(host_threads *threads, size_t n, void (*task)(void *, size_t), void *argument);
+
+/* Are the other threads awake, or worth waking for a short task, as this was asked a moment ago and may soon be again? */
+bool clattn__threads_are_near(host_threads *threads);
 
 #endif
