@@ -3,6 +3,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -121,7 +122,7 @@ int64_t clattn__tensor_copy_bytes(const tensor_shape *t)
     return bytes;
 }
 
-bool clattn__tensor_is_gapless(const tensor_shape *t)
+static bool tensor_is_gapless(const tensor_shape *t)
 {
     int64_t n = (int64_t)t->size;
     for (int i = 0; i < 4; i++)
@@ -159,6 +160,7 @@ static clattn_status tensor_check(tensor_name name, tensor_shape *t)
               tensor_text(t, text));
     RETURN_IF((name == TENSOR_O || name == TENSOR_LSE) && tensor_overlaps_itself(t), INVALID_ARGUMENT,
               "%s is written and is %s; they overlap", clattn__tensor_names[name], tensor_text(t, text));
+    t->gapless = tensor_is_gapless(t);
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -172,6 +174,7 @@ static clattn_status tensor_make(problem *p, tensor_name name, clattn_strides gi
     *t = (tensor_shape){{p->varlen ? 1 : p->batch, heads, p->varlen ? total : seq, dim},
                         {p->varlen ? 0 : given.batch, given.head, given.seq, 1},
                         name == TENSOR_LSE ? sizeof(float) : clattn_dtype_size(p->dtype),
+                        0,
                         0};
     if (given.batch == 0 && given.head == 0 && given.seq == 0) {
         int64_t head, all;
@@ -192,13 +195,13 @@ static clattn_status tensor_make(problem *p, tensor_name name, clattn_strides gi
 static clattn_status tensor_make_beside_scores(problem *p, tensor_name name, clattn_score_strides s, size_t size)
 {
     tensor_shape *t = &p->tensor[name];
-    *t = (tensor_shape){{p->batch, p->n_heads_q, p->n_q, p->n_kv}, {s.batch, s.head, s.q, s.kv}, size, 0};
+    *t = (tensor_shape){{p->batch, p->n_heads_q, p->n_q, p->n_kv}, {s.batch, s.head, s.q, s.kv}, size, 0, 0};
     return tensor_check(name, t);
 }
 
 static clattn_status tensor_make_list(problem *p, tensor_name name, int64_t n, size_t size)
 {
-    p->tensor[name] = (tensor_shape){{1, 1, 1, n}, {0, 0, 0, 1}, size, 0};
+    p->tensor[name] = (tensor_shape){{1, 1, 1, n}, {0, 0, 0, 1}, size, 0, 0};
     return tensor_check(name, &p->tensor[name]);
 }
 
@@ -340,12 +343,12 @@ void clattn_forward_args_init(clattn_forward_args *args)
 
 const clattn_buffer *clattn__args_buffer(const clattn_forward_args *args, tensor_name name)
 {
-    const clattn_buffer *const buffers[TENSOR_COUNT] = {
-#define BUFFER(name, field) &args->field,
+    static const size_t at[TENSOR_COUNT] = {
+#define BUFFER(name, field) offsetof(clattn_forward_args, field),
         TENSOR_MAP(BUFFER)
 #undef BUFFER
     };
-    return buffers[name];
+    return (const clattn_buffer *)((const char *)args + at[name]);
 }
 
 void *clattn__args_host(const clattn_forward_args *args, tensor_name name)
@@ -369,12 +372,12 @@ static clattn_status check_output_apart(const problem *p, const clattn_forward_a
 {
     const clattn_buffer *out = clattn__args_buffer(args, output);
     const tensor_shape *a = &p->tensor[output];
-    if ((!out->host && !out->mem) || !a->bytes || !clattn__tensor_is_gapless(a)) return CLATTN_STATUS_SUCCESS;
+    if ((!out->host && !out->mem) || !a->bytes || !a->gapless) return CLATTN_STATUS_SUCCESS;
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
         const clattn_buffer *in = clattn__args_buffer(args, i);
         const tensor_shape *b = &p->tensor[i];
         if (i == output || (!in->host && !in->mem) || in->mem != out->mem || !b->bytes ||
-            !clattn__tensor_is_gapless(b)) /* those with gaps may interleave legally */
+            !b->gapless) /* those with gaps may interleave legally */
             continue;
         const uintptr_t x = (uintptr_t)out->host + out->offset, y = (uintptr_t)in->host + in->offset;
         RETURN_IF(x < y + (uint64_t)b->bytes && y < x + (uint64_t)a->bytes, INVALID_ARGUMENT,

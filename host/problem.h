@@ -36,7 +36,8 @@ typedef enum tensor_name {
 typedef struct tensor_shape {
     int64_t count[4], stride[4]; /* elements */
     size_t size;
-    int64_t bytes; /* from element [0, 0, 0, 0] to the end of the last; 0 when empty or not part of the problem */
+    int64_t bytes;   /* from element [0, 0, 0, 0] to the end of the last; 0 when empty or not part of the problem */
+    int64_t gapless; /* 1: each of those bytes belongs to an element; dimensions of stride 0 do not count */
 } tensor_shape;
 
 static inline int64_t tensor_at(const tensor_shape *t, int64_t a, int64_t b, int64_t c)
@@ -67,9 +68,6 @@ typedef struct problem_entry {
 
 /* Bytes of a copy that keeps what the tensor's strides broadcast but has no gaps; INT64_MAX past 63 bits. */
 int64_t clattn__tensor_copy_bytes(const tensor_shape *t);
-
-/* Every byte from the first element to the last belongs to an element. (Dimensions of stride 0 do not count.) */
-bool clattn__tensor_is_gapless(const tensor_shape *t);
 
 /* That copy's strides. */
 void clattn__tensor_copy_strides(const tensor_shape *t, int64_t stride[4]);

@@ -204,7 +204,7 @@ static void stretches_free(stretch s[TENSOR_COUNT])
 static clattn_status stretches_share(const device_plan *plan, const problem *p, stretch s[TENSOR_COUNT],
                                      bool *must_copy)
 {
-    *must_copy = !clattn__tensor_is_gapless(&p->tensor[TENSOR_O]) || !clattn__tensor_is_gapless(&p->tensor[TENSOR_LSE]);
+    *must_copy = !p->tensor[TENSOR_O].gapless || !p->tensor[TENSOR_LSE].gapless;
     for (int i = 0; i < TENSOR_COUNT && !*must_copy; i++) {
         if (!s[i].begin || s[i].mem) continue;
         char *begin = s[i].begin, *end = s[i].end;
