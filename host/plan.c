@@ -157,7 +157,7 @@ static int64_t lanes_private_bytes(const problem *p, int64_t vectors, int64_t bl
 static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o, device_choice *c)
 {
     const bool causal = p->window_right >= 0;
-    const int64_t rows = p->n_q <= 512 || (causal && p->n_q <= 1024) ? 32 : LANES_ROWS * LANES_VECTORS;
+    const int64_t rows = causal && p->n_q <= 512 ? 32 : LANES_ROWS * LANES_VECTORS; /* enough tiles for the threads */
     int64_t block_q = block_of(o->block_q, rows, p->n_q, LANES_ROWS, LANES_ROWS * LANES_VECTORS);
     int64_t block_kv = block_of(o->block_kv, 128, p->n_kv, LANES_KEY_STEP, 1024);
     while (!o->block_q && block_q > LANES_ROWS &&
