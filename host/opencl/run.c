@@ -238,18 +238,30 @@ static clattn_status stretches_share(const device_plan *plan, const problem *p, 
     return CLATTN_STATUS_SUCCESS;
 }
 
-/* The driver's word that what it wrote is in the caller's memory. */
-static clattn_status map_back(const device_plan *plan, const stretch *s)
+/* The driver's word that what it wrote is in the caller's memory, enqueued behind the kernel. *done: for the last of them;
+ * what it held before is released. */
+static clattn_status enqueue_map_back(const device_plan *plan, const stretch *s, cl_event *done)
 {
     cl_int code;
-    cl_event done;
-    const size_t bytes = (size_t)(s->end - s->begin);
-    void *at = clEnqueueMapBuffer(plan->device->queue, s->mem, CL_TRUE, CL_MAP_READ, (size_t)s->at, bytes, 0, NULL,
-                                  NULL, &code);
+    cl_event mapped, unmapped;
+    if (!s->mem) return CLATTN_STATUS_SUCCESS;
+    void *at = clEnqueueMapBuffer(plan->device->queue, s->mem, CL_FALSE, CL_MAP_READ, (size_t)s->at,
+                                  (size_t)(s->end - s->begin), 1, done, &mapped, &code);
     RETURN_IF_CL("clEnqueueMapBuffer", code);
-    RETURN_IF_CL("clEnqueueUnmapMemObject", clEnqueueUnmapMemObject(plan->device->queue, s->mem, at, 0, NULL, &done));
-    code = clWaitForEvents(1, &done);
+    clReleaseEvent(*done);
+    *done = mapped;
+    RETURN_IF_CL("clEnqueueUnmapMemObject",
+                 clEnqueueUnmapMemObject(plan->device->queue, s->mem, at, 1, &mapped, &unmapped));
+    clReleaseEvent(mapped);
+    *done = unmapped;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status wait_and_release(const device_plan *plan, cl_event done)
+{
+    const cl_int code = clWaitForEvents(1, &done);
     clReleaseEvent(done);
+    if (code != CL_SUCCESS) clFinish(plan->device->queue); /* nothing may still write the caller's memory */
     RETURN_IF_CL("clWaitForEvents", code);
     return CLATTN_STATUS_SUCCESS;
 }
@@ -271,22 +283,16 @@ void clattn__launch_numbers(launch_buffers *b, const device_plan *plan, const pr
     }
 }
 
-static clattn_status launch_and_wait(device_plan *plan, const problem *p, const clattn_forward_args *args,
-                                     const stretch s[TENSOR_COUNT])
+static clattn_status launch(device_plan *plan, const problem *p, const clattn_forward_args *args,
+                            const stretch s[TENSOR_COUNT], cl_event *done)
 {
     launch_buffers b = {0};
-    cl_event done;
     for (int i = 0; i < TENSOR_COUNT; i++) {
         b.tensor[i] = s[i].mem;
         b.at[i] = s[i].mem ? s[i].at / (int64_t)p->tensor[i].size : 0;
     }
     clattn__launch_numbers(&b, plan, p, args);
-    FORWARD(clattn__launch(plan, p, plan->device->queue, &b, 0, NULL, &done));
-    const cl_int code = clWaitForEvents(1, &done);
-    clReleaseEvent(done);
-    if (code != CL_SUCCESS) clFinish(plan->device->queue); /* nothing may still write the caller's memory */
-    RETURN_IF_CL("clWaitForEvents", code);
-    return CLATTN_STATUS_SUCCESS;
+    return clattn__launch(plan, p, plan->device->queue, &b, 0, NULL, done);
 }
 
 /* A failure after outputs were written is no want of memory, which promises that nothing was. */
@@ -301,9 +307,12 @@ static clattn_status late(clattn_status status)
 static clattn_status forward_in_place(device_plan *plan, const problem *p, const clattn_forward_args *args,
                                       const stretch s[TENSOR_COUNT])
 {
-    FORWARD(launch_and_wait(plan, p, args, s));
-    FORWARD(late(map_back(plan, &s[TENSOR_O])));
-    return s[TENSOR_LSE].mem ? late(map_back(plan, &s[TENSOR_LSE])) : CLATTN_STATUS_SUCCESS;
+    cl_event done; /* of the last command: one wait for all */
+    FORWARD(launch(plan, p, args, s, &done));
+    clattn_status status = late(enqueue_map_back(plan, &s[TENSOR_O], &done));
+    if (status == CLATTN_STATUS_SUCCESS) status = late(enqueue_map_back(plan, &s[TENSOR_LSE], &done));
+    const clattn_status waited = wait_and_release(plan, done);
+    return status == CLATTN_STATUS_SUCCESS ? waited : status;
 }
 
 /* ---- host pointers, copied: without gaps on the device, whatever the caller's strides */
@@ -363,7 +372,9 @@ static clattn_status forward_copied(device_plan *plan, const problem *given, con
         if (i != TENSOR_O && i != TENSOR_LSE)
             FORWARD(copy_tensor(plan, &given->tensor[i], caller[i].begin, s[i].mem, COPY_IN));
     }
-    FORWARD(launch_and_wait(plan, &p, args, s));
+    cl_event done;
+    FORWARD(launch(plan, &p, args, s, &done));
+    FORWARD(wait_and_release(plan, done));
     FORWARD(late(copy_tensor(plan, &given->tensor[TENSOR_O], caller[TENSOR_O].begin, s[TENSOR_O].mem, COPY_OUT)));
     if (!s[TENSOR_LSE].mem) return CLATTN_STATUS_SUCCESS;
     return late(copy_tensor(plan, &given->tensor[TENSOR_LSE], caller[TENSOR_LSE].begin, s[TENSOR_LSE].mem, COPY_OUT));
