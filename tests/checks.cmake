@@ -34,3 +34,4 @@ clattn_add_check(test_features 1698)
 
 # The C in the README is the examples'.
 add_test(NAME readme COMMAND ${CMAKE_COMMAND} -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/readme.cmake)
+clattn_add_check(test_backward 52)
