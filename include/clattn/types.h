@@ -45,7 +45,8 @@ typedef enum clattn_path {
     XX(AUTO, 0, "auto")                     /* attn_fwd_lanes on CPU devices, attn_fwd on others */                    \
     XX(HOST_TILE, 1, "host_tile")           /* host path: vectors of query rows, one file per instruction set */       \
     XX(ATTN_FWD, 2, "attn_fwd")             /* device path: K and V blocks staged in local memory */                   \
-    XX(ATTN_FWD_LANES, 3, "attn_fwd_lanes") /* device path for CPU devices: one work-item a tile, no barrier */
+    XX(ATTN_FWD_LANES, 3, "attn_fwd_lanes") /* device path for CPU devices: one work-item a tile, no barrier */        \
+    XX(HOST_BACKWARD, 8, "host_backward")   /* host path, backward: tiles of keys, one file per instruction set */
 
 typedef enum clattn_kernel {
 #define CLATTN_KERNEL_ENUM(name, value, text) CLATTN_KERNEL_##name = value,
@@ -222,6 +223,12 @@ typedef struct clattn_context_options {
     int copy_transfers; /* 1: clattn_forward copies even where the device shares host memory; default 0 */
 } clattn_context_options;
 
+/* What a plan is for. */
+typedef enum clattn_pass {
+    CLATTN_PASS_FORWARD = 0, /* clattn_forward and clattn_enqueue_forward */
+    CLATTN_PASS_BACKWARD = 1 /* clattn_backward */
+} clattn_pass;
+
 typedef struct clattn_plan_options {
     size_t struct_size;
     clattn_path path;          /* default AUTO */
@@ -230,6 +237,7 @@ typedef struct clattn_plan_options {
                                   then to the nearest size that the kernel has: clattn_plan_get_info tells which */
     int n_threads;             /* host path: most shares of the work at once, whatever threads the context has for
                                   them; default 0: the context's threads */
+    clattn_pass pass;          /* default FORWARD */
 } clattn_plan_options;
 
 /* What a plan decided. Strings belong to the plan. */
