@@ -84,7 +84,7 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     info->instructions = info->device = "";
     if (plan->device_plan) info->cl_kernel = plan->choice.kernel;
     if (plan->path == CLATTN_PATH_HOST) {
-        info->kernel = CLATTN_KERNEL_HOST_TILE;
+        info->kernel = plan->pass == CLATTN_PASS_BACKWARD ? CLATTN_KERNEL_HOST_BACKWARD : CLATTN_KERNEL_HOST_TILE;
         info->instructions = plan->host.ops->name;
         info->block_q = plan->host.block_q;
         info->block_kv = plan->host.block_kv;
@@ -134,7 +134,21 @@ static clattn_status forward(const clattn_plan *plan, const clattn_forward_args 
 clattn_status clattn_forward(const clattn_plan *plan, const clattn_forward_args *args)
 {
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
+    RETURN_IF(plan->pass != CLATTN_PASS_FORWARD, INVALID_ARGUMENT, "the plan was made for backward");
     return forward(plan, args);
+}
+
+clattn_status clattn_backward(const clattn_plan *plan, const clattn_backward_args *args)
+{
+    RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
+    RETURN_IF(plan->pass != CLATTN_PASS_BACKWARD, INVALID_ARGUMENT,
+              "the plan was made for forward; options.pass must be CLATTN_PASS_BACKWARD");
+    FORWARD(clattn__problem_check_backward_args(&plan->problem, args));
+    FORWARD(clattn__problem_check_host_args(&plan->problem, &args->forward));
+    for (gradient_name g = 0; g < GRADIENT_COUNT; g++)
+        RETURN_IF(clattn__gradient_buffer(args, g)->mem, INVALID_ARGUMENT,
+                  "args.%s is a cl_mem; this call takes host pointers", clattn__gradient_names[g]);
+    return clattn__host_backward(&plan->host, &plan->problem, plan->context->threads, args);
 }
 
 clattn_status clattn_attention(clattn_context *context, const clattn_problem *given, const void *q, const void *k,

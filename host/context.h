@@ -33,6 +33,7 @@ struct clattn_plan {
     clattn_context *context;
     bool holds_context;
     problem problem;
+    clattn_pass pass;
     clattn_path path;                /* HOST or DEVICE */
     host_plan host;                  /* for path HOST */
     device_choice choice;            /* for a device kernel */

@@ -71,10 +71,17 @@ clattn_status clattn__plan_check_options(const clattn_plan_options *o)
               "options.path is %d; it must be one of clattn_path", (int)o->path);
     RETURN_IF(!strcmp(clattn_kernel_name(o->kernel), "unknown"), INVALID_ARGUMENT,
               "options.kernel is %d; it must be one of clattn_kernel", (int)o->kernel);
+    RETURN_IF(o->pass != CLATTN_PASS_FORWARD && o->pass != CLATTN_PASS_BACKWARD, INVALID_ARGUMENT,
+              "options.pass is %d; it must be one of clattn_pass", (int)o->pass);
+    RETURN_IF(o->kernel != CLATTN_KERNEL_AUTO &&
+                  (o->kernel == CLATTN_KERNEL_HOST_BACKWARD) != (o->pass == CLATTN_PASS_BACKWARD),
+              INVALID_ARGUMENT, "options.kernel %s does not run options.pass %s", clattn_kernel_name(o->kernel),
+              o->pass == CLATTN_PASS_BACKWARD ? "backward" : "forward");
     RETURN_IF(o->block_q < 0, INVALID_ARGUMENT, "options.block_q is %" PRId64 "; it must be at least 0", o->block_q);
     RETURN_IF(o->block_kv < 0, INVALID_ARGUMENT, "options.block_kv is %" PRId64 "; it must be at least 0", o->block_kv);
     RETURN_IF(o->n_threads < 0, INVALID_ARGUMENT, "options.n_threads is %d; it must be at least 0", o->n_threads);
-    const bool host_kernel = o->kernel == CLATTN_KERNEL_HOST_TILE, any_kernel = o->kernel == CLATTN_KERNEL_AUTO;
+    const bool host_kernel = o->kernel == CLATTN_KERNEL_HOST_TILE || o->kernel == CLATTN_KERNEL_HOST_BACKWARD,
+               any_kernel = o->kernel == CLATTN_KERNEL_AUTO;
     RETURN_IF(!any_kernel && o->path != CLATTN_PATH_AUTO && host_kernel != (o->path == CLATTN_PATH_HOST),
               INVALID_ARGUMENT, "options.kernel %s does not run on options.path %s", clattn_kernel_name(o->kernel),
               clattn_path_name(o->path));

@@ -6,6 +6,7 @@
 #include <clattn/clattn.h>
 
 #include "context.h"
+#include "cpu/backward.h"
 #include "device.h"
 #include "error.h"
 
@@ -63,8 +64,26 @@ static void report_blocks(const clattn_plan_options *o, int64_t block_q, int64_t
         text_add(why, "block_kv %" PRId64 " was asked for and became %" PRId64 "\n", o->block_kv, block_kv);
 }
 
+static clattn_status prepare_backward(clattn_plan *plan, const clattn_plan_options *options, text *why)
+{
+    const clattn_score_function *f = &plan->problem.score_function;
+    RETURN_IF(options->path == CLATTN_PATH_DEVICE, UNSUPPORTED,
+              "no device kernel computes gradients so far; options.path must be host or auto");
+    RETURN_IF((f->host || f->source) && !f->host_derivative, UNSUPPORTED,
+              "score_function.host_derivative is NULL; backward needs it");
+    plan->path = CLATTN_PATH_HOST;
+    FORWARD(clattn__plan_host(&plan->problem, options, clattn__threads_count(plan->context->threads), &plan->host));
+    plan->host.block_q = plan->host.block_kv = BACKWARD_BLOCK;
+    text_add(why, "path host: no device kernel computes gradients so far\n");
+    text_add(why, "kernel host_backward, %s: block_q %d, block_kv %d, at most %d threads\n", plan->host.ops->name,
+             plan->host.block_q, plan->host.block_kv, plan->host.n_threads);
+    return CLATTN_STATUS_SUCCESS;
+}
+
 static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *options, text *why)
 {
+    plan->pass = options->pass;
+    if (options->pass == CLATTN_PASS_BACKWARD) return prepare_backward(plan, options, why);
     const clattn_path wanted = clattn__plan_wanted_path(&plan->problem, options, why);
     if (wanted == CLATTN_PATH_HOST) {
         FORWARD(prepare_host(plan, options, why));

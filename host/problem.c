@@ -444,6 +444,109 @@ clattn_status clattn__problem_check_host_args(const problem *p, const clattn_for
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* ---- backward */
+
+void clattn_backward_args_init(clattn_backward_args *args)
+{
+    if (!args) return;
+    memset(args, 0, sizeof *args);
+    args->struct_size = sizeof *args;
+    clattn_forward_args_init(&args->forward);
+}
+
+const char *const clattn__gradient_names[GRADIENT_COUNT] = {
+#define NAME(name, field, of) #field,
+    GRADIENT_MAP(NAME)
+#undef NAME
+};
+
+const tensor_name clattn__gradient_of[GRADIENT_COUNT] = {
+#define OF(name, field, of) TENSOR_##of,
+    GRADIENT_MAP(OF)
+#undef OF
+};
+
+const clattn_buffer *clattn__gradient_buffer(const clattn_backward_args *args, gradient_name name)
+{
+    static const size_t at[GRADIENT_COUNT] = {
+#define BUFFER(name, field, of) offsetof(clattn_backward_args, field),
+        GRADIENT_MAP(BUFFER)
+#undef BUFFER
+    };
+    return (const clattn_buffer *)((const char *)args + at[name]);
+}
+
+void *clattn__gradient_host(const clattn_backward_args *args, gradient_name name)
+{
+    const clattn_buffer *b = clattn__gradient_buffer(args, name);
+    return b->host ? (char *)b->host + b->offset : NULL;
+}
+
+/* A range of bytes in host memory or in one cl_mem. */
+typedef struct byte_range {
+    const void *mem;
+    uintptr_t first;
+    uint64_t bytes; /* 0: absent, or has gaps in which another may lie */
+    const char *name;
+} byte_range;
+
+static byte_range byte_range_of(const clattn_buffer *b, const tensor_shape *t, const char *name)
+{
+    const byte_range r = {b->mem, (uintptr_t)b->host + b->offset,
+                          (b->host || b->mem) && t->gapless ? (uint64_t)t->bytes : 0, name};
+    return r;
+}
+
+static clattn_status check_ranges_apart(const byte_range *a, const byte_range *b)
+{
+    RETURN_IF(a->bytes && b->bytes && a->mem == b->mem && a->first < b->first + b->bytes &&
+                  b->first < a->first + a->bytes,
+              INVALID_ARGUMENT, "args.%s, %" PRIu64 " bytes, overlaps args.%s, %" PRIu64 " bytes", a->name, a->bytes,
+              b->name, b->bytes);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status check_gradients_apart(const problem *p, const clattn_backward_args *args)
+{
+    byte_range ranges[TENSOR_COUNT + GRADIENT_COUNT];
+    for (tensor_name i = 0; i < TENSOR_COUNT; i++)
+        ranges[i] = byte_range_of(clattn__args_buffer(&args->forward, i), &p->tensor[i], clattn__tensor_names[i]);
+    for (gradient_name g = 0; g < GRADIENT_COUNT; g++)
+        ranges[TENSOR_COUNT + g] = byte_range_of(clattn__gradient_buffer(args, g), &p->tensor[clattn__gradient_of[g]],
+                                                 clattn__gradient_names[g]);
+    for (gradient_name g = GRADIENT_FIRST_OUTPUT; g < GRADIENT_COUNT; g++)
+        for (int i = 0; i < TENSOR_COUNT + (int)g; i++)
+            FORWARD(check_ranges_apart(&ranges[TENSOR_COUNT + g], &ranges[i]));
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__problem_check_backward_args(const problem *p, const clattn_backward_args *args)
+{
+    RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
+    RETURN_IF(args->struct_size != sizeof *args, INVALID_ARGUMENT,
+              "args.struct_size is %zu; this library knows %zu: call clattn_backward_args_init", args->struct_size,
+              sizeof *args);
+    FORWARD(clattn__problem_check_args(p, &args->forward));
+    RETURN_IF(p->tensor[TENSOR_LSE].bytes && !args->forward.lse.host && !args->forward.lse.mem, INVALID_ARGUMENT,
+              "args.forward.lse is absent; the forward call must store it");
+    for (gradient_name g = 0; g < GRADIENT_COUNT; g++) {
+        const tensor_shape *t = &p->tensor[clattn__gradient_of[g]];
+        const clattn_buffer *b = clattn__gradient_buffer(args, g);
+        RETURN_IF(!t->size && (b->host || b->mem), INVALID_ARGUMENT, "args.%s is given; the problem has no %s",
+                  clattn__gradient_names[g], clattn__tensor_names[clattn__gradient_of[g]]);
+        if (!t->size) continue;
+        FORWARD(check_place(clattn__gradient_names[g], b, g == GRADIENT_D_O && t->bytes != 0, t->size));
+        RETURN_IF(g >= GRADIENT_FIRST_OUTPUT && g != GRADIENT_DBIAS && (b->host || b->mem) && tensor_overlaps_itself(t),
+                  INVALID_ARGUMENT, "args.%s has the strides of %s, whose elements overlap; it is written",
+                  clattn__gradient_names[g], clattn__tensor_names[clattn__gradient_of[g]]);
+    }
+    FORWARD(check_gradients_apart(p, args));
+    RETURN_IF((p->score_function.host && !p->score_function.host_derivative) ||
+                  (p->score_function.source && !p->score_function.source_derivative),
+              UNSUPPORTED, "the score function has no derivative; backward needs it");
+    return check_place("workspace", &args->workspace, false, 1);
+}
+
 problem_entry clattn__problem_entry(const problem *p, const clattn_forward_args *args, int64_t b)
 {
     problem_entry e = {p->n_q, p->n_kv, p->kv_length, p->query_offset, 0, 0};

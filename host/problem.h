@@ -84,6 +84,34 @@ clattn_status clattn__problem_check_args(const problem *p, const clattn_forward_
 /* clattn__problem_check_args, and every buffer must be a host pointer. */
 clattn_status clattn__problem_check_host_args(const problem *p, const clattn_forward_args *args);
 
+/* What backward args hold beside the forward's, and the tensor whose shape and strides each has. */
+#define GRADIENT_MAP(XX)                                                                                               \
+    XX(D_O, d_o, O)                                                                                                    \
+    XX(D_LSE, d_lse, LSE)                                                                                              \
+    XX(DQ, dq, Q)                                                                                                      \
+    XX(DK, dk, K)                                                                                                      \
+    XX(DV, dv, V)                                                                                                      \
+    XX(DBIAS, dbias, BIAS)                                                                                             \
+    XX(DALIBI, dalibi_slopes, ALIBI)                                                                                   \
+    XX(DSINKS, dsinks, SINKS)
+
+typedef enum gradient_name {
+#define GRADIENT_ENUM(name, field, of) GRADIENT_##name,
+    GRADIENT_MAP(GRADIENT_ENUM)
+#undef GRADIENT_ENUM
+        GRADIENT_COUNT,
+    GRADIENT_FIRST_OUTPUT = GRADIENT_DQ
+} gradient_name;
+
+extern const char *const clattn__gradient_names[GRADIENT_COUNT];
+extern const tensor_name clattn__gradient_of[GRADIENT_COUNT];
+
+const clattn_buffer *clattn__gradient_buffer(const clattn_backward_args *args, gradient_name name);
+void *clattn__gradient_host(const clattn_backward_args *args, gradient_name name); /* NULL when absent */
+
+/* Rejects backward args that p cannot run with, wherever the buffers lie. */
+clattn_status clattn__problem_check_backward_args(const problem *p, const clattn_backward_args *args);
+
 /* The buffer of args that holds a tensor. */
 const clattn_buffer *clattn__args_buffer(const clattn_forward_args *args, tensor_name name);
 

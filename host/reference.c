@@ -137,6 +137,94 @@ static void row_forward(const row_at *r, double *s, double *o, double *lse)
     for (int64_t d = 0; d < p->head_dim_v; d++) o[d] /= l;
 }
 
+/* ---- gradients
+ * P = exp(z - LSE), r = keep / (1 - p), delta = dO . O - dLSE;  dV_j += P r dO;  at the score function's input
+ * dz = P (r (dO . V_j) - delta) f';  dbias += dz,  dslope -= dz |p - j|;  before softcap ds = dz (1 - tanh^2(scale q.k / c)),
+ * dQ += scale ds K_j,  dK_j += scale ds Q;  dsink -= exp(sink - LSE) delta. */
+
+static double element_of(const clattn_backward_args *args, gradient_name g, clattn_dtype dtype, int64_t at)
+{
+    return element(clattn__gradient_host(args, g), dtype, at);
+}
+
+/* f'(s) of the app's score function, 1 without one. */
+static double function_derivative(const row_at *r, int64_t j)
+{
+    const clattn_score_function *f = &r->p->score_function;
+    if (!f->host) return 1;
+    row_at before = *r;
+    problem without = *r->p;
+    without.score_function.host = NULL;
+    before.p = &without;
+    return f->host_derivative(score(&before, j, CLATTN_SCORE_MASKED), r->b, r->h, r->i, j,
+                              clattn__args_host(r->args, TENSOR_SCORE_DATA));
+}
+
+static double softcap_derivative(const row_at *r, int64_t j)
+{
+    if (!(r->p->softcap > 0)) return 1;
+    const double t = tanh(score(r, j, CLATTN_SCORE_SCALED) / r->p->softcap);
+    return 1 - t * t;
+}
+
+/* Where row n (of heads) of a dense gradient lies. */
+static int64_t dense_row(const problem *p, int64_t b, int64_t h, int64_t heads, int64_t rows, int64_t total,
+                         int64_t first, int64_t i)
+{
+    return p->varlen ? h * total + first + i : (b * heads + h) * rows + i;
+}
+
+static void row_backward(const row_at *r, const clattn_backward_args *args, const int64_t bias_strides[4], double *s,
+                         double *o, const clattn_reference_gradients *g)
+{
+    const problem *p = r->p;
+    const problem_entry *e = &r->entry;
+    const int64_t entry = p->varlen ? 0 : r->b, kv_head = r->h / p->gqa_group;
+    const uint64_t batch_head = (uint64_t)(r->b * p->n_heads_q + r->h);
+    const tensor_shape *t = p->tensor;
+    const void *q = clattn__args_host(r->args, TENSOR_Q), *k = clattn__args_host(r->args, TENSOR_K);
+    const void *v = clattn__args_host(r->args, TENSOR_V);
+    const float *sinks = clattn__args_host(r->args, TENSOR_SINKS), *d_lse = clattn__gradient_host(args, GRADIENT_D_LSE);
+    const int64_t q_at = place(&t[TENSOR_Q], entry, r->h, e->row_q + r->i, 0);
+    const int64_t o_at = place(&t[TENSOR_O], entry, r->h, e->row_q + r->i, 0);
+    const int64_t q_row = dense_row(p, r->b, r->h, p->n_heads_q, p->n_q, p->total_q, e->row_q, r->i);
+    const int64_t slope = p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? r->b * p->n_heads_q + r->h : r->h;
+    double lse, m, l, delta = 0;
+    row_forward(r, s, o, &lse);
+    if (lse == -INFINITY) return; /* an empty row: all gradients are 0 */
+    row_softmax(r, s, &m, &l);
+    for (int64_t d = 0; d < p->head_dim_v; d++) delta += element_of(args, GRADIENT_D_O, p->dtype, o_at + d) * o[d];
+    if (d_lse) delta -= d_lse[place(&t[TENSOR_LSE], entry, r->h, e->row_q + r->i, 0)];
+    if (g->dsinks) g->dsinks[r->h] -= exp(sinks[r->h] - lse) * delta;
+    for (int64_t j = 0; j < e->n_kv; j++) {
+        if (!sees(r, j)) continue;
+        const int64_t k_at = place(&t[TENSOR_K], entry, kv_head, e->row_kv + j, 0);
+        const int64_t v_at = place(&t[TENSOR_V], entry, kv_head, e->row_kv + j, 0);
+        const int64_t kv_row = dense_row(p, r->b, kv_head, p->n_heads_kv, p->n_kv, p->total_kv, e->row_kv, j);
+        const double prob = exp(s[j] - lse);
+        double kept = 1, d_prob = 0;
+        if (p->dropout > 0)
+            kept = keeps(p->dropout, r->args->dropout_seed, r->args->dropout_offset, batch_head, r->i, j)
+                       ? 1 / (1 - p->dropout)
+                       : 0;
+        for (int64_t d = 0; d < p->head_dim_v; d++) {
+            const double d_o = element_of(args, GRADIENT_D_O, p->dtype, o_at + d);
+            if (g->dv) g->dv[kv_row * p->head_dim_v + d] += prob * kept * d_o;
+            d_prob += d_o * element(v, p->dtype, v_at + d);
+        }
+        const double dz = prob * (kept * d_prob - delta) * function_derivative(r, j);
+        if (g->dbias)
+            g->dbias[r->b * bias_strides[0] + r->h * bias_strides[1] + r->i * bias_strides[2] + j * bias_strides[3]] +=
+                dz;
+        if (g->dalibi_slopes) g->dalibi_slopes[slope] -= dz * fabs((double)e->query_offset + (double)(r->i - j));
+        const double ds = p->scale * dz * softcap_derivative(r, j);
+        for (int64_t d = 0; d < p->head_dim_qk; d++) {
+            if (g->dq) g->dq[q_row * p->head_dim_qk + d] += ds * element(k, p->dtype, k_at + d);
+            if (g->dk) g->dk[kv_row * p->head_dim_qk + d] += ds * element(q, p->dtype, q_at + d);
+        }
+    }
+}
+
 /* ---- public */
 
 static clattn_status check(const clattn_problem *given, const clattn_forward_args *args, bool writes_o, problem *p)
@@ -203,5 +291,57 @@ clattn_status clattn_reference_scores(const clattn_problem *given, const clattn_
             if (step == CLATTN_SCORE_PROBS) s[j] = m == -INFINITY || !sees(&r, j) ? 0 : exp(s[j] - m) / l;
         }
     }
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static void clear(double *x, int64_t n)
+{
+    for (int64_t i = 0; x && i < n; i++) x[i] = 0;
+}
+
+clattn_status clattn_reference_backward(const clattn_problem *given, const clattn_backward_args *args,
+                                        const clattn_reference_gradients *gradients)
+{
+    problem p;
+    clattn_backward_args inputs;
+    RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
+    RETURN_IF(!gradients, INVALID_ARGUMENT, "gradients is NULL");
+    FORWARD(clattn__problem_make(given, &p));
+    inputs = *args;
+    inputs.forward.o = inputs.d_o; /* neither o nor lse nor an output is looked at */
+    inputs.forward.lse = clattn_host_buffer(NULL);
+    inputs.dq = inputs.dk = inputs.dv = inputs.dbias = inputs.dalibi_slopes = inputs.dsinks = clattn_host_buffer(NULL);
+    FORWARD(check(given, &inputs.forward, true, &p));
+    p.tensor[TENSOR_LSE].bytes = 0;
+    FORWARD(clattn__problem_check_backward_args(&p, &inputs));
+    RETURN_IF((gradients->dbias && !p.bias_dtype) || (gradients->dalibi_slopes && !p.alibi) ||
+                  (gradients->dsinks && !p.has_sinks),
+              INVALID_ARGUMENT, "a gradient of the bias, slopes or sinks is asked for; the problem has none");
+    double *s = scores_make(&p), *o = calloc((size_t)p.head_dim_v, sizeof *o); /* [n_kv], [head_dim_v] of one row */
+    if (!s || !o) {
+        free(s);
+        free(o);
+        RETURN_IF(true, OUT_OF_HOST_MEMORY, "no room for %lld scores", (long long)p.n_kv);
+    }
+    int64_t bias_strides[4];
+    clattn__tensor_copy_strides(&p.tensor[TENSOR_BIAS], bias_strides);
+    const int64_t rows_q = p.varlen ? p.total_q : p.batch * p.n_q, rows_kv = p.varlen ? p.total_kv : p.batch * p.n_kv;
+    clear(gradients->dq, p.n_heads_q * rows_q * p.head_dim_qk);
+    clear(gradients->dk, p.n_heads_kv * rows_kv * p.head_dim_qk);
+    clear(gradients->dv, p.n_heads_kv * rows_kv * p.head_dim_v);
+    clear(gradients->dbias, clattn__tensor_copy_bytes(&p.tensor[TENSOR_BIAS]) /
+                                (int64_t)(p.bias_dtype ? clattn_dtype_size(p.bias_dtype) : 1));
+    clear(gradients->dalibi_slopes, p.tensor[TENSOR_ALIBI].count[3]);
+    clear(gradients->dsinks, p.n_heads_q);
+    for (int64_t b = 0; b < p.batch; b++) {
+        const problem_entry entry = clattn__problem_entry(&p, &args->forward, b);
+        for (int64_t h = 0; h < p.n_heads_q; h++)
+            for (int64_t i = 0; i < entry.n_q; i++) {
+                const row_at r = {&p, &args->forward, entry, b, h, i};
+                row_backward(&r, args, bias_strides, s, o, gradients);
+            }
+    }
+    free(s);
+    free(o);
     return CLATTN_STATUS_SUCCESS;
 }

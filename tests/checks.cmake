@@ -4,7 +4,7 @@ clattn_add_check(test_numerics 325)
 clattn_add_check(test_threads 13)
 
 # ---- the interface, the decisions, OpenCL's own objects, the program, the headers, the package
-clattn_add_check(test_api 335)
+clattn_add_check(test_api 336)
 if(TARGET clattn_static)
   # The library's own functions: hidden in the shared library, there in the static one.
   add_executable(test_plan test_plan.c harness.c)
@@ -34,3 +34,4 @@ clattn_add_check(test_features 1698)
 
 # The C in the README is the examples'.
 add_test(NAME readme COMMAND ${CMAKE_COMMAND} -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/readme.cmake)
+clattn_add_check(test_backward 122)

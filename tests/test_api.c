@@ -770,7 +770,7 @@ typedef struct plan_case {
 
 #define OPTIONS(path, kernel, block_q, block_kv, n_threads)                                                            \
     {                                                                                                                  \
-        sizeof(clattn_plan_options), (clattn_path)(path), (clattn_kernel)(kernel), block_q, block_kv, n_threads        \
+        sizeof(clattn_plan_options), (clattn_path)(path), (clattn_kernel)(kernel), block_q, block_kv, n_threads, 0     \
     }
 
 static const plan_case bad_plans[] = {
@@ -785,6 +785,7 @@ static const plan_case bad_plans[] = {
     {"n_threads least", OPTIONS(1, 0, 0, 0, INT_MIN), {"options.n_threads is -2147483648"}},
     {"host_tile on the device", OPTIONS(2, 1, 0, 0, 0), {"host_tile", "device"}},
     {"attn_fwd on the host", OPTIONS(1, 2, 0, 0, 0), {"attn_fwd", "host"}},
+    {"host_backward for forward", OPTIONS(0, 8, 0, 0, 0), {"host_backward", "forward"}},
     {"attn_fwd_lanes on the host", OPTIONS(1, 3, 0, 0, 0), {"attn_fwd_lanes", "host"}},
 };
 enum { N_BAD_PLANS = sizeof bad_plans / sizeof *bad_plans };

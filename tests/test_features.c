@@ -389,7 +389,7 @@ START_TEST(score_function_that_does_not_compile)
     ck_assert_ptr_null(plan);
     const char *sentence = clattn_last_error()->message;
     ck_assert_msg(strstr(sentence, "nonsense") && strstr(sentence, "score_function:3"), "%s", sentence);
-    p.score_function = (clattn_score_function){NULL, NULL, 0};
+    p.score_function = (clattn_score_function){.host = NULL};
     test_problem_on(&p, way, 0, 0);
 }
 END_TEST
@@ -406,7 +406,7 @@ START_TEST(score_function_needs_its_side)
     ck_assert_int_eq(clattn_plan_create(test_host_context(), &p, &options, &plan), CLATTN_STATUS_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "score_function.host"));
     if (!test_way_context(&test_ways[1], CLATTN_DTYPE_F32)) return;
-    p.score_function = (clattn_score_function){table_function, NULL, 0};
+    p.score_function = (clattn_score_function){.host = table_function};
     options.path = CLATTN_PATH_DEVICE;
     ck_assert_int_eq(clattn_plan_create(test_context(), &p, &options, &plan), CLATTN_STATUS_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "score_function.source"));

@@ -5,12 +5,19 @@
 #include <cpuid.h>
 #endif
 
+#include "backward.h"
 #include "tile.h"
 
 extern const host_ops clattn__host_ops_f32_portable, clattn__host_ops_f64_portable;
 #ifdef CLATTN_X86
 extern const host_ops clattn__host_ops_f32_avx2, clattn__host_ops_f64_avx2;
 extern const host_ops clattn__host_ops_f32_avx512, clattn__host_ops_f64_avx512;
+#endif
+
+extern const backward_ops clattn__backward_ops_f32_portable, clattn__backward_ops_f64_portable;
+#ifdef CLATTN_X86
+extern const backward_ops clattn__backward_ops_f32_avx2, clattn__backward_ops_f64_avx2;
+extern const backward_ops clattn__backward_ops_f32_avx512, clattn__backward_ops_f64_avx512;
 #endif
 
 enum { RUNG_PORTABLE, RUNG_AVX2, RUNG_AVX512, RUNG_COUNT };
@@ -20,6 +27,14 @@ static const host_ops *const ladder[RUNG_COUNT][2] = {
 #ifdef CLATTN_X86
     [RUNG_AVX2] = {&clattn__host_ops_f32_avx2, &clattn__host_ops_f64_avx2},
     [RUNG_AVX512] = {&clattn__host_ops_f32_avx512, &clattn__host_ops_f64_avx512},
+#endif
+};
+
+static const backward_ops *const backward_ladder[RUNG_COUNT][2] = {
+    [RUNG_PORTABLE] = {&clattn__backward_ops_f32_portable, &clattn__backward_ops_f64_portable},
+#ifdef CLATTN_X86
+    [RUNG_AVX2] = {&clattn__backward_ops_f32_avx2, &clattn__backward_ops_f64_avx2},
+    [RUNG_AVX512] = {&clattn__backward_ops_f32_avx512, &clattn__backward_ops_f64_avx512},
 #endif
 };
 
@@ -39,12 +54,18 @@ static int highest_rung(void)
     return RUNG_PORTABLE;
 }
 
-const host_ops *clattn__host_ops(clattn_dtype dtype)
+static int rung_in_use(void)
 {
     const char *most = getenv("CLATTN_CPU");
-    const int is_f64 = dtype == CLATTN_DTYPE_F64;
     int rung = highest_rung();
     for (int i = rung; most && i > RUNG_PORTABLE; i--)
         if (!strcmp(most, "portable") || (!strcmp(most, "avx2") && i > RUNG_AVX2)) rung = i - 1;
-    return ladder[rung][is_f64];
+    return rung;
+}
+
+const host_ops *clattn__host_ops(clattn_dtype dtype) { return ladder[rung_in_use()][dtype == CLATTN_DTYPE_F64]; }
+
+const backward_ops *clattn__backward_ops(clattn_dtype dtype)
+{
+    return backward_ladder[rung_in_use()][dtype == CLATTN_DTYPE_F64];
 }

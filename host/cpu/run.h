@@ -16,6 +16,10 @@ typedef struct host_plan {
 clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host_threads *threads,
                                    const clattn_forward_args *args);
 
+/* Gradients. args: host pointers, checked. */
+clattn_status clattn__host_backward(const host_plan *plan, const problem *p, host_threads *threads,
+                                    const clattn_backward_args *args);
+
 /* Scores [n_q, n_kv] of one head at a step, on one thread. args: host pointers, checked; o is not used. */
 clattn_status clattn__host_scores(const problem *p, const clattn_forward_args *args, clattn_score_step step,
                                   int64_t batch, int64_t head, float *scores);

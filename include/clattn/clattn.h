@@ -129,6 +129,24 @@ CLATTN_API clattn_status clattn_attention(clattn_context *context, const clattn_
 CLATTN_API clattn_status clattn_reference_forward(const clattn_problem *p, const clattn_forward_args *args, double *o,
                                                   double *lse);
 
+/* ---- backward */
+
+CLATTN_API void clattn_backward_args_init(clattn_backward_args *args);
+
+/* Runs a plan made with options.pass = CLATTN_PASS_BACKWARD on host pointers and returns when the gradients are written: the
+ * same bits for any number of threads. It keeps about 4 head_dim_qk bytes a query row and thread, and at most 64 MiB beside. */
+CLATTN_API clattn_status clattn_backward(const clattn_plan *plan, const clattn_backward_args *args);
+
+/* The gradients by the textbook's formulas in double, for tests. args: host pointers; of the forward's o and lse and of the
+ * outputs nothing is used, O and LSE are computed again. Gradients are double and dense: dq [batch, n_heads_q, n_q, head_dim_qk],
+ * dk, dv likewise ([heads, total, dim] for varlen), dbias [batch, n_heads_q, n_q, n_kv] with 1 for each dimension that the
+ * bias broadcasts, dalibi_slopes as the slopes, dsinks [n_heads_q]; each NULL when not wanted. */
+typedef struct clattn_reference_gradients {
+    double *dq, *dk, *dv, *dbias, *dalibi_slopes, *dsinks;
+} clattn_reference_gradients;
+CLATTN_API clattn_status clattn_reference_backward(const clattn_problem *p, const clattn_backward_args *args,
+                                                   const clattn_reference_gradients *gradients);
+
 /* What stands at a step of the score's way. */
 typedef enum clattn_score_step {
     CLATTN_SCORE_SCALED = 0, /* softmax scale * q.k */

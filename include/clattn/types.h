@@ -45,7 +45,8 @@ typedef enum clattn_path {
     XX(AUTO, 0, "auto")                     /* attn_fwd_lanes on CPU devices, attn_fwd on others */                    \
     XX(HOST_TILE, 1, "host_tile")           /* host path: vectors of query rows, one file per instruction set */       \
     XX(ATTN_FWD, 2, "attn_fwd")             /* device path: K and V blocks staged in local memory */                   \
-    XX(ATTN_FWD_LANES, 3, "attn_fwd_lanes") /* device path for CPU devices: one work-item a tile, no barrier */
+    XX(ATTN_FWD_LANES, 3, "attn_fwd_lanes") /* device path for CPU devices: one work-item a tile, no barrier */        \
+    XX(HOST_BACKWARD, 8, "host_backward")   /* host path, backward: tiles of keys, one file per instruction set */
 
 typedef enum clattn_kernel {
 #define CLATTN_KERNEL_ENUM(name, value, text) CLATTN_KERNEL_##name = value,
@@ -100,9 +101,11 @@ typedef enum clattn_alibi {
  *             where real is float, or double in an f64 problem; or one expression, without `return` and `;`. */
 typedef double(clattn_score_fn)(double score, int64_t b, int64_t h, int64_t i, int64_t j, const void *data);
 typedef struct clattn_score_function {
-    clattn_score_fn *host; /* default NULL; needed on the host path and by the reference */
-    const char *source;    /* default NULL; needed on the device path, while the plan is made */
-    size_t data_bytes;     /* size of args.score_data; 0: there is none */
+    clattn_score_fn *host;            /* default NULL; needed on the host path and by the reference */
+    const char *source;               /* default NULL; needed on the device path, while the plan is made */
+    size_t data_bytes;                /* size of args.score_data; 0: there is none */
+    clattn_score_fn *host_derivative; /* d(new score)/d(score) at score, for backward: default NULL, then unsupported */
+    const char *source_derivative;    /* the same in OpenCL C */
 } clattn_score_function;
 
 /* O = softmax(mask(f(scale * Q K^T))) V, in this order: softmax scale, softcap, ALiBi, bias, score function, mask (hidden
@@ -175,6 +178,23 @@ typedef struct clattn_forward_args {
     clattn_buffer workspace; /* clattn_plan_workspace_size bytes; absent when that is 0 */
 } clattn_forward_args;
 
+/* The gradients of a loss L with respect to the inputs, from those with respect to O (and LSE), for the same problem and
+ * the same arguments as the forward call, which must have stored LSE. Each output has the shape and the strides of the
+ * tensor that it belongs to, is absent when it is not wanted, and is written whole, once:
+ *   dQ [batch, n_heads_q, n_q, head_dim_qk]    dK [batch, n_heads_kv, n_kv, head_dim_qk]    dV like V, all problem.dtype
+ *   dbias problem.bias.dtype, summed over the dimensions that the bias broadcasts (stride 0)
+ *   dalibi_slopes f32, summed over the batch if the slopes are per head    dsinks f32 [n_heads_q], summed over the batch
+ * Rows that see no key give gradients of exactly 0. Keys beyond kv_length, and those that nobody sees, have dK = dV = 0. */
+typedef struct clattn_backward_args {
+    size_t struct_size;
+    clattn_forward_args forward; /* what clattn_forward was given; o and lse are read here. Its workspace is not used */
+    clattn_buffer d_o;           /* like O: dL/dO */
+    clattn_buffer d_lse;         /* like LSE: dL/dLSE; absent: 0. Not read where LSE is -inf */
+    clattn_buffer dq, dk, dv;    /* outputs; absent: not wanted */
+    clattn_buffer dbias, dalibi_slopes, dsinks; /* likewise; refused when the problem has no such input */
+    clattn_buffer workspace;                    /* clattn_plan_workspace_size bytes; absent when that is 0 */
+} clattn_backward_args;
+
 /* One line of the log: kind is "plan", "build" or "run"; text has no newline and is the caller's to copy. It may be
  * called from any thread that uses the context, with no lock of clattn's held. */
 typedef void(clattn_log_fn)(const char *kind, const char *text, void *user);
@@ -203,6 +223,12 @@ typedef struct clattn_context_options {
     int copy_transfers; /* 1: clattn_forward copies even where the device shares host memory; default 0 */
 } clattn_context_options;
 
+/* What a plan is for. */
+typedef enum clattn_pass {
+    CLATTN_PASS_FORWARD = 0, /* clattn_forward and clattn_enqueue_forward */
+    CLATTN_PASS_BACKWARD = 1 /* clattn_backward */
+} clattn_pass;
+
 typedef struct clattn_plan_options {
     size_t struct_size;
     clattn_path path;          /* default AUTO */
@@ -211,6 +237,7 @@ typedef struct clattn_plan_options {
                                   then to the nearest size that the kernel has: clattn_plan_get_info tells which */
     int n_threads;             /* host path: most shares of the work at once, whatever threads the context has for
                                   them; default 0: the context's threads */
+    clattn_pass pass;          /* default FORWARD */
 } clattn_plan_options;
 
 /* What a plan decided. Strings belong to the plan. */

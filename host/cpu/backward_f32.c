@@ -1,0 +1,3 @@
+/* Gradients with f32 accumulation: f32, f16 and bf16 storage. */
+#define REAL_BITS 32
+#include "backward.inc"

@@ -1,0 +1,3 @@
+/* Gradients with f64 accumulation. */
+#define REAL_BITS 64
+#include "backward.inc"

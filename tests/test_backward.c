@@ -1,0 +1,428 @@
+/* Gradients: the reference against finite differences of the forward reference, on random problems with every feature. */
+#include "harness.h"
+
+#include <clattn/clattn.h>
+
+enum { RANDOM_PROBLEMS = 50, CHECKED_ELEMENTS = 6 };
+
+/* ---- random problems */
+
+static uint64_t random_next(uint64_t *state)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return *state >> 33;
+}
+
+static int64_t random_below(uint64_t *state, int64_t n) { return (int64_t)(random_next(state) % (uint64_t)n); }
+
+/* One line of problem text with each feature in half of the problems. */
+static void random_text(uint64_t seed, char text[256])
+{
+    static const char *const biases[] = {"", " bias", " bias=1,h,q,kv", " bias=b,1,1,kv", " bias=1,1,q,1"};
+    static const char *const masks[] = {"", " mask", " mask=b,1,1,kv", " mask=1,h,q,1"};
+    static const char *const windows[] = {"", " causal", " window=2,1", " window=3,0", " window=-1,2"};
+    static const char *const offsets[] = {"", "", " offset=2", " offset=-3"};
+    static const char *const slopes[] = {"", " alibi", " alibi=per-batch"};
+    uint64_t state = seed * 7919 + 1;
+    for (int i = 0; i < 8; i++) random_next(&state);
+    const int64_t heads_kv = 1 + random_below(&state, 2), group = 1 + random_below(&state, 2);
+    char shape[96];
+    if (random_below(&state, 4) == 0)
+        snprintf(shape, sizeof shape, "varlen=4,0,3:5,2,7");
+    else
+        snprintf(shape, sizeof shape, "b%d q%d kv%d%s", 1 + (int)random_below(&state, 2),
+                 1 + (int)random_below(&state, 7), 1 + (int)random_below(&state, 9),
+                 random_below(&state, 3) == 0 ? " kvlen=1" : "");
+    snprintf(text, 256, "f64 hq%d hkv%d d%d dv%d %s%s%s%s%s%s%s%s%s", (int)(heads_kv * group), (int)heads_kv,
+             1 + (int)random_below(&state, 4), 1 + (int)random_below(&state, 4), shape,
+             windows[random_below(&state, 5)], offsets[random_below(&state, 4)],
+             random_below(&state, 2) ? " softcap=1.5" : "", slopes[random_below(&state, 3)],
+             biases[random_below(&state, 5)], masks[random_below(&state, 4)], random_below(&state, 2) ? " sinks" : "",
+             random_below(&state, 2) ? " dropout=0.3:seed=11" : "");
+}
+
+/* ---- the loss: sum of dO O and dLSE LSE, LSE where it is finite */
+
+typedef struct loss {
+    test_data *t;
+    double *d_o;  /* like O in the problem's strides, which are dense here */
+    float *d_lse; /* [batch, n_heads_q, n_q] or [n_heads_q, total_q] */
+    double *o, *lse;
+    int64_t rows; /* all rows of all heads */
+} loss;
+
+static double loss_value(const loss *l)
+{
+    const clattn_problem *p = &l->t->p;
+    const clattn_forward_args args = test_args(l->t);
+    double sum = 0;
+    test_ok(clattn_reference_forward(p, &args, l->o, l->lse));
+    for (int64_t r = 0; r < l->rows; r++) {
+        if (l->lse[r] != -INFINITY) sum += (double)l->d_lse[r] * l->lse[r];
+        /* O and dO are [row, d] of the reference: [batch, heads, n_q, d] or [heads, total_q, d] */
+        for (int64_t d = 0; d < p->head_dim_v; d++) sum += l->d_o[r * p->head_dim_v + d] * l->o[r * p->head_dim_v + d];
+    }
+    return sum;
+}
+
+/* d(loss)/d(*x) by five points; step must be exact in x's type. */
+static double derivative(const loss *l, double *x, double step)
+{
+    const double before = *x;
+    double y[4];
+    for (int i = 0; i < 4; i++) {
+        *x = before + (i < 2 ? i - 2 : i - 1) * step;
+        y[i] = loss_value(l);
+    }
+    *x = before;
+    return (y[0] - 8 * y[1] + 8 * y[2] - y[3]) / (12 * step);
+}
+
+static double derivative_f32(const loss *l, float *x, float step)
+{
+    const float before = *x;
+    double y[4];
+    for (int i = 0; i < 4; i++) {
+        *x = before + (float)(i < 2 ? i - 2 : i - 1) * step;
+        y[i] = loss_value(l);
+    }
+    *x = before;
+    return (y[0] - 8 * y[1] + 8 * y[2] - y[3]) / (12 * (double)step);
+}
+
+static void expect_close(double analytic, double numeric, double tolerance, const char *what, int64_t at,
+                         const char *text)
+{
+    ck_assert_msg(fabs(analytic - numeric) <= tolerance * (1 + fabs(numeric)), "%s: %s[%lld] is %.12g, not %.12g", text,
+                  what, (long long)at, analytic, numeric);
+}
+
+/* ---- what a score function adds */
+
+static double bent(double s, int64_t b, int64_t h, int64_t i, int64_t j, const void *data)
+{
+    (void)b, (void)data;
+    return s + 0.1 * s * s + 0.01 * (double)(h + i - j);
+}
+
+static double bent_derivative(double s, int64_t b, int64_t h, int64_t i, int64_t j, const void *data)
+{
+    (void)b, (void)h, (void)i, (void)j, (void)data;
+    return 1 + 0.2 * s;
+}
+
+/* The elements of a dense tensor that are looked at: spread over it. */
+static int64_t element_at(int i, int64_t n)
+{
+    return n ? (int64_t)(((double)i + 0.5) / CHECKED_ELEMENTS * (double)n) : 0;
+}
+
+/* dense: where the gradient's element n lies in the problem's own memory */
+static int64_t memory_at(const clattn_problem *p, int64_t n, int64_t heads, int64_t rows, int64_t dim)
+{
+    if (!p->varlen && p->q.seq == 0) return n; /* [batch, heads, rows, dim] both */
+    const int64_t d = n % dim, row = n / dim % rows, h = n / dim / rows % heads, b = n / dim / rows / heads;
+    return ((b * rows + row) * heads + h) * dim + d; /* [batch, heads, rows, dim] in [batch, rows, heads, dim] */
+}
+
+static void check_gradients(test_data *t, const char *text)
+{
+    const clattn_problem *p = &t->p;
+    const int64_t rows_q = p->varlen ? p->total_q : p->n_q, rows_kv = p->varlen ? p->total_kv : p->n_kv;
+    const int64_t b = p->varlen ? 1 : p->batch;
+    const int64_t n_q = b * p->n_heads_q * rows_q, n_kv = b * p->n_heads_kv * rows_kv;
+    const int64_t n_slopes = (p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? p->batch : 1) * p->n_heads_q;
+    loss l = {t,
+              calloc((size_t)(n_q * p->head_dim_v) + 1, 8),
+              calloc((size_t)n_q + 1, 4),
+              calloc((size_t)(n_q * p->head_dim_v) + 1, 8),
+              calloc((size_t)n_q + 1, 8),
+              n_q};
+    double *d_o = calloc((size_t)(n_q * p->head_dim_v) + 1, 8); /* in the problem's strides */
+    uint64_t state = 99;
+    for (int64_t i = 0; i < n_q * p->head_dim_v; i++) {
+        l.d_o[i] = (double)random_below(&state, 2001) / 1000 - 1;
+        d_o[memory_at(p, i, p->n_heads_q, rows_q, p->head_dim_v)] = l.d_o[i];
+    }
+    for (int64_t i = 0; i < n_q; i++) l.d_lse[i] = (float)random_below(&state, 2001) / 1000 - 1;
+    for (int64_t i = 0; p->alibi && i < n_slopes; i++) t->alibi_slopes[i] = (float)random_below(&state, 512) / 512;
+    for (int64_t i = 0; p->sinks && i < p->n_heads_q; i++) t->sinks[i] = (float)random_below(&state, 1024) / 512 - 1;
+
+    clattn_backward_args args;
+    clattn_backward_args_init(&args);
+    args.forward = test_args(t);
+    args.d_o = clattn_host_buffer(d_o);
+    args.d_lse = clattn_host_buffer(l.d_lse);
+    const int64_t n_bias = p->bias.dtype
+                               ? (p->bias.strides.batch ? p->batch : 1) * (p->bias.strides.head ? p->n_heads_q : 1) *
+                                     (p->bias.strides.q ? p->n_q : 1) * (p->bias.strides.kv ? p->n_kv : 1)
+                               : 0;
+    const clattn_reference_gradients g = {
+        calloc((size_t)(n_q * p->head_dim_qk) + 1, 8), calloc((size_t)(n_kv * p->head_dim_qk) + 1, 8),
+        calloc((size_t)(n_kv * p->head_dim_v) + 1, 8), p->bias.dtype ? calloc((size_t)n_bias + 1, 8) : NULL,
+        p->alibi ? calloc((size_t)n_slopes, 8) : NULL, p->sinks ? calloc((size_t)p->n_heads_q, 8) : NULL};
+    test_ok(clattn_reference_backward(p, &args, &g));
+
+    double numeric;
+    for (int i = 0; i < CHECKED_ELEMENTS; i++) {
+        int64_t at = element_at(i, n_q * p->head_dim_qk);
+        if (n_q) {
+            numeric = derivative(&l, (double *)t->q + memory_at(p, at, p->n_heads_q, rows_q, p->head_dim_qk), 1e-3);
+            expect_close(g.dq[at], numeric, 1e-8, "dq", at, text);
+        }
+        at = element_at(i, n_kv * p->head_dim_qk);
+        if (n_kv) {
+            numeric = derivative(&l, (double *)t->k + memory_at(p, at, p->n_heads_kv, rows_kv, p->head_dim_qk), 1e-3);
+            expect_close(g.dk[at], numeric, 1e-8, "dk", at, text);
+            at = element_at(i, n_kv * p->head_dim_v);
+            numeric = derivative(&l, (double *)t->v + memory_at(p, at, p->n_heads_kv, rows_kv, p->head_dim_v), 1e-3);
+            expect_close(g.dv[at], numeric, 1e-8, "dv", at, text);
+        }
+        if (n_bias) { /* dense in its own dimensions */
+            at = element_at(i, n_bias);
+            numeric = derivative(&l, (double *)t->bias + at, 1e-3);
+            expect_close(g.dbias[at], numeric, 1e-8, "dbias", at, text);
+        }
+        if (p->alibi) {
+            at = element_at(i, n_slopes);
+            numeric = derivative_f32(&l, t->alibi_slopes + at, 0x1p-11f);
+            expect_close(g.dalibi_slopes[at], numeric, 1e-7, "dalibi_slopes", at, text);
+        }
+        if (p->sinks) {
+            at = element_at(i, p->n_heads_q);
+            numeric = derivative_f32(&l, t->sinks + at, 0x1p-9f);
+            expect_close(g.dsinks[at], numeric, 1e-8, "dsinks", at, text);
+        }
+    }
+    free(l.d_o), free(l.d_lse), free(l.o), free(l.lse), free(d_o);
+    free(g.dq), free(g.dk), free(g.dv), free(g.dbias), free(g.dalibi_slopes), free(g.dsinks);
+}
+
+START_TEST(reference_by_differences)
+{
+    char text[256];
+    random_text((uint64_t)_i, text);
+    test_data *t = test_data_from_text(text, (uint64_t)_i + 1);
+    check_gradients(t, text);
+    test_data_free(t);
+}
+END_TEST
+
+START_TEST(score_function_by_differences)
+{
+    static const char *const texts[] = {"f64 b1 hq2 hkv1 q5 kv6 d3 causal", "f64 b2 hq1 hkv1 q3 kv4 d2 softcap=2 bias"};
+    test_data *t = test_data_from_text(texts[_i], 3);
+    t->p.score_function.host = bent;
+    t->p.score_function.host_derivative = bent_derivative;
+    check_gradients(t, texts[_i]);
+    test_data_free(t);
+}
+END_TEST
+
+/* ---- the host path */
+
+/* What one tensor's gradient may be off: its own largest value is as large as 1, at least. */
+static double tolerance(clattn_dtype dtype)
+{
+    return dtype == CLATTN_DTYPE_F64   ? 2e-6 /* LSE is f32 */
+           : dtype == CLATTN_DTYPE_F32 ? 5e-6
+           : dtype == CLATTN_DTYPE_F16 ? 2e-3
+                                       : 1.6e-2;
+}
+
+static double number(const void *data, clattn_dtype dtype, int64_t at)
+{
+    if (dtype == CLATTN_DTYPE_F32) return (double)((const float *)data)[at];
+    if (dtype == CLATTN_DTYPE_F64) return ((const double *)data)[at];
+    const uint16_t h = ((const uint16_t *)data)[at];
+    if (dtype == CLATTN_DTYPE_BF16) {
+        const uint32_t bits = (uint32_t)h << 16;
+        float x;
+        memcpy(&x, &bits, 4);
+        return (double)x;
+    }
+    const int exponent = h >> 10 & 31;
+    const double magnitude = exponent == 31  ? (h & 1023 ? (double)NAN : (double)INFINITY)
+                             : exponent == 0 ? ldexp(h & 1023, -24)
+                                             : ldexp(1024 + (h & 1023), exponent - 25);
+    return h >> 15 ? -magnitude : magnitude;
+}
+
+/* A gradient of n elements in the problem's memory beside the reference's. */
+static void expect_gradient(const char *what, const char *text, const void *got, clattn_dtype dtype, const double *want,
+                            int64_t n, int64_t heads, int64_t rows, int64_t dim, const clattn_problem *p, double most)
+{
+    double largest = 1;
+    for (int64_t i = 0; i < n; i++)
+        if (fabs(want[i]) > largest) largest = fabs(want[i]);
+    for (int64_t i = 0; i < n; i++) {
+        const double x = number(got, dtype, heads ? memory_at(p, i, heads, rows, dim) : i);
+        ck_assert_msg(fabs(x - want[i]) <= most * largest || (isnan(x) && isnan(want[i])),
+                      "%s: %s[%lld] is %.9g, not %.9g", text, what, (long long)i, x, want[i]);
+    }
+}
+
+/* Every gradient's bytes, one after the other, of one run. */
+typedef struct gradients {
+    size_t bytes[6];
+    unsigned char *data[6];
+} gradients;
+
+static void gradients_free(gradients *g)
+{
+    for (int i = 0; i < 6; i++) free(g->data[i]);
+}
+
+static clattn_backward_args backward_args(test_data *t, const void *d_o, const float *d_lse, gradients *g)
+{
+    const clattn_problem *p = &t->p;
+    const size_t size = clattn_dtype_size(p->dtype);
+    const int64_t b = p->varlen ? 1 : p->batch;
+    const int64_t n_q = b * p->n_heads_q * (p->varlen ? p->total_q : p->n_q);
+    const int64_t n_kv = b * p->n_heads_kv * (p->varlen ? p->total_kv : p->n_kv);
+    const int64_t n_bias = (p->bias.strides.batch ? p->batch : 1) * (p->bias.strides.head ? p->n_heads_q : 1) *
+                           (p->bias.strides.q ? p->n_q : 1) * (p->bias.strides.kv ? p->n_kv : 1);
+    const size_t bytes[6] = {
+        (size_t)(n_q * p->head_dim_qk) * size,
+        (size_t)(n_kv * p->head_dim_qk) * size,
+        (size_t)(n_kv * p->head_dim_v) * size,
+        p->bias.dtype ? (size_t)n_bias * clattn_dtype_size(p->bias.dtype) : 0,
+        p->alibi ? (size_t)(p->n_heads_q * (p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? p->batch : 1)) * 4 : 0,
+        p->sinks ? (size_t)p->n_heads_q * 4 : 0};
+    clattn_backward_args args;
+    clattn_backward_args_init(&args);
+    args.forward = test_args(t);
+    args.d_o = clattn_host_buffer(d_o);
+    args.d_lse = clattn_host_buffer(d_lse);
+    clattn_buffer *const outputs[6] = {&args.dq, &args.dk, &args.dv, &args.dbias, &args.dalibi_slopes, &args.dsinks};
+    for (int i = 0; i < 6; i++) {
+        g->bytes[i] = bytes[i];
+        g->data[i] = malloc(bytes[i] + 8);
+        memset(g->data[i], 0xff, bytes[i] + 8);
+        if (bytes[i]) *outputs[i] = clattn_host_buffer(g->data[i]);
+    }
+    return args;
+}
+
+static void check_host(const char *text, uint64_t seed)
+{
+    test_data *t = test_data_from_text(text, seed);
+    const clattn_problem *p = &t->p;
+    test_data *like_o = test_data_from_text(text, seed + 100); /* its O, filled below, is dO */
+    const int64_t rows_q = p->varlen ? p->total_q : p->n_q, rows_kv = p->varlen ? p->total_kv : p->n_kv;
+    const int64_t b = p->varlen ? 1 : p->batch, n_q = b * p->n_heads_q * rows_q, n_kv = b * p->n_heads_kv * rows_kv;
+    float *d_lse = calloc((size_t)n_q + 1, 4);
+    uint64_t state = seed;
+    for (int64_t i = 0; i < n_q; i++) d_lse[i] = (float)random_below(&state, 2001) / 1000 - 1;
+    for (int64_t i = 0; i < b; i++)
+        for (int64_t h = 0; h < p->n_heads_q; h++)
+            for (int64_t r = 0; r < rows_q; r++)
+                for (int64_t d = 0; d < p->head_dim_v; d++)
+                    test_set(like_o, 'o', i, h, r, d, (double)random_below(&state, 2001) / 1000 - 1);
+    clattn_plan *forward = test_plan(test_host_context(), p, &test_ways[0], 0, 0, 0);
+    test_forward(t, forward);
+    clattn_plan_release(forward);
+
+    gradients g[2];
+    for (int run = 0; run < 2; run++) { /* by 1 and by 5 threads */
+        clattn_plan_options options;
+        clattn_plan_options_init(&options);
+        options.pass = CLATTN_PASS_BACKWARD;
+        options.path = CLATTN_PATH_HOST;
+        options.n_threads = run ? 5 : 1;
+        clattn_plan *plan;
+        test_ok(clattn_plan_create(test_host_context(), p, &options, &plan));
+        clattn_plan_info info;
+        clattn_plan_info_init(&info);
+        test_ok(clattn_plan_get_info(plan, &info));
+        ck_assert_int_eq(info.kernel, CLATTN_KERNEL_HOST_BACKWARD);
+        const clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g[run]);
+        test_ok(clattn_backward(plan, &args));
+        clattn_plan_release(plan);
+    }
+    for (int i = 0; i < 6; i++) {
+        ck_assert_msg(!memcmp(g[0].data[i], g[1].data[i], g[0].bytes[i]), "%s: gradient %d depends on threads", text,
+                      i);
+        for (int k = 0; k < 8; k++) ck_assert_int_eq(g[0].data[i][g[0].bytes[i] + (size_t)k], 0xff);
+    }
+
+    double *want[6];
+    for (int i = 0; i < 6; i++) want[i] = calloc(g[0].bytes[i] + 1, 8);
+    const clattn_reference_gradients reference = {want[0],
+                                                  want[1],
+                                                  want[2],
+                                                  p->bias.dtype ? want[3] : NULL,
+                                                  p->alibi ? want[4] : NULL,
+                                                  p->sinks ? want[5] : NULL};
+    gradients unused;
+    const clattn_backward_args args = backward_args(t, like_o->o, d_lse, &unused);
+    test_ok(clattn_reference_backward(p, &args, &reference));
+    gradients_free(&unused);
+    const double most = tolerance(p->dtype);
+    const int64_t n_bias = p->bias.dtype ? (int64_t)(g[0].bytes[3] / clattn_dtype_size(p->bias.dtype)) : 0;
+    expect_gradient("dq", text, g[0].data[0], p->dtype, want[0], n_q * p->head_dim_qk, p->n_heads_q, rows_q,
+                    p->head_dim_qk, p, most);
+    expect_gradient("dk", text, g[0].data[1], p->dtype, want[1], n_kv * p->head_dim_qk, p->n_heads_kv, rows_kv,
+                    p->head_dim_qk, p, most);
+    expect_gradient("dv", text, g[0].data[2], p->dtype, want[2], n_kv * p->head_dim_v, p->n_heads_kv, rows_kv,
+                    p->head_dim_v, p, most);
+    expect_gradient("dbias", text, g[0].data[3], p->bias.dtype, want[3], n_bias, 0, 0, 0, p,
+                    fmax(most, tolerance(p->bias.dtype)));
+    expect_gradient("dalibi_slopes", text, g[0].data[4], CLATTN_DTYPE_F32, want[4], (int64_t)g[0].bytes[4] / 4, 0, 0, 0,
+                    p, most);
+    expect_gradient("dsinks", text, g[0].data[5], CLATTN_DTYPE_F32, want[5], (int64_t)g[0].bytes[5] / 4, 0, 0, 0, p,
+                    most);
+    for (int i = 0; i < 6; i++) free(want[i]);
+    gradients_free(&g[0]);
+    gradients_free(&g[1]);
+    free(d_lse);
+    test_data_free(like_o);
+    test_data_free(t);
+}
+
+static const char *const host_texts[] = {
+    "f32 b1 hq1 hkv1 q1 kv1 d1",
+    "f32 b1 hq1 hkv1 q64 kv64 d64",
+    "f32 b2 hq3 hkv3 q70 kv130 d48 causal",
+    "f32 b1 hq4 hkv2 q130 kv200 d80 dv32 causal offset=70",
+    "f32 b1 hq2 hkv1 q300 kv300 d64 window=20,5",
+    "f32 b1 hq1 hkv1 q40 kv600 d31 dv65",
+    "f32 b1 hq2 hkv1 q33 kv65 d32 causal offset=-14",
+    "f32 b3 hq2 hkv2 q40 kv70 d32 kvlen=33",
+    "f32 b2 hq4 hkv2 q70 kv90 d32 softcap=2 alibi bias mask sinks dropout=0.2:seed=3",
+    "f32 b2 hq4 hkv2 q70 kv90 d32 bias=1,h,q,kv",
+    "f32 b2 hq4 hkv2 q70 kv90 d32 bias=b,1,1,kv causal",
+    "f32 b2 hq4 hkv2 q70 kv90 d32 bias=1,1,q,1 mask=b,1,q,kv",
+    "f32 hq4 hkv2 d32 causal alibi=per-batch varlen=70,0,1,33",
+    "f32 hq2 hkv2 d64 sinks varlen=70,5:33,140",
+    "f16 b1 hq2 hkv2 q70 kv70 d64 causal",
+    "bf16 b1 hq2 hkv1 q70 kv70 d64 causal softcap=5 bias",
+    "f64 b1 hq2 hkv1 q70 kv70 d33 causal alibi sinks bias=1,h,q,kv",
+    "f32 b2 hq3 hkv3 q40 kv0 d32 sinks",
+    "f32 b1 hq3 hkv3 q0 kv40 d32",
+    "f32 b1 hq2 hkv2 q70 kv90 d32 bshd causal",
+};
+enum { HOST_TEXTS = sizeof host_texts / sizeof *host_texts };
+
+START_TEST(host_beside_reference) { check_host(host_texts[_i], (uint64_t)_i + 1); }
+END_TEST
+
+START_TEST(host_random)
+{
+    char text[256];
+    random_text((uint64_t)_i + 1000, text);
+    check_host(text, (uint64_t)_i + 1);
+}
+END_TEST
+
+Suite *test_suite(void)
+{
+    Suite *s = suite_create("backward");
+    TCase *t = test_case(s, "reference");
+    tcase_add_loop_test(t, reference_by_differences, 0, RANDOM_PROBLEMS);
+    tcase_add_loop_test(t, score_function_by_differences, 0, 2);
+    t = test_case(s, "host");
+    tcase_add_loop_test(t, host_beside_reference, 0, HOST_TEXTS);
+    tcase_add_loop_test(t, host_random, 0, RANDOM_PROBLEMS);
+    return s;
+}
