@@ -23,7 +23,11 @@ enum {
     LANES_KEY_STEP = 4,             /* kv blocks are a multiple */
     LANES_PRIVATE_BEST = 256 << 10, /* bytes of private memory that stay in a core's cache */
     LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
-    ATTN_FWD_PRIVATE_MOST = 1024,   /* bytes of O that a work-item of attn_fwd keeps: a GPU's registers */
+    DECODE_ROWS = 4,                /* attn_decode_lanes: rows of a pass over a chunk */
+    DECODE_ROWS_MOST = 16,          /* AUTO: rows that share a kv head */
+    DECODE_KEYS_LEAST = 512,        /* AUTO: keys */
+    DECODE_CHUNK = 256,
+    ATTN_FWD_PRIVATE_MOST = 1024, /* bytes of O that a work-item of attn_fwd keeps: a GPU's registers */
 };
 
 const char *clattn_path_name(clattn_path path)
@@ -147,6 +151,11 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
     return CLATTN_STATUS_SUCCESS;
 }
 
+const char *clattn__plan_merge_kernel(clattn_kernel kernel)
+{
+    return kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ? "attn_merge_lanes" : NULL;
+}
+
 clattn_kernel clattn__plan_device_kernel(const device_profile *device)
 {
     return device->is_cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
@@ -180,6 +189,34 @@ static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o
     c->axes[AXIS_BLOCK_Q] = (int)block_q;
     c->axes[AXIS_BLOCK_KV] = (int)block_kv;
     c->work_group_size = 1;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* Rows that share one read of K and V. */
+static int64_t decode_rows(const problem *p) { return p->n_q * p->gqa_group; }
+
+/* The chunks are the problem's alone, so that bits do not depend on the device. */
+static clattn_status choose_decode(const problem *p, const device_profile *d, const clattn_plan_options *o,
+                                   device_choice *c)
+{
+    const int64_t lanes = p->dtype == CLATTN_DTYPE_F64 ? 8 : 16;
+    const int64_t block_kv = block_of(o->block_kv, DECODE_CHUNK, p->n_kv, lanes, 4096);
+    const int64_t chunks = p->n_kv ? (p->n_kv + block_kv - 1) / block_kv : 1;
+    const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
+    const int64_t row = (p->head_dim_v + lanes - 1) / lanes * lanes + lanes;
+    int64_t bytes;
+    RETURN_IF(__builtin_mul_overflow(row * real_size * chunks, decode_rows(p), &bytes) ||
+                  __builtin_mul_overflow(bytes, p->batch * p->n_heads_kv, &bytes) || bytes > d->max_alloc_bytes,
+              UNSUPPORTED,
+              "attn_decode_lanes would keep partials of %" PRId64 " chunks of %" PRId64
+              " rows; %s allocates at most %" PRId64 " bytes at once",
+              chunks, decode_rows(p) * p->batch * p->n_heads_kv, d->name, d->max_alloc_bytes);
+    c->axes[AXIS_BLOCK_Q] = DECODE_ROWS;
+    c->axes[AXIS_BLOCK_KV] = (int)block_kv;
+    c->work_group_size = 1;
+    c->chunks = (int)chunks;
+    c->partial_chunk = row * decode_rows(p);
+    c->workspace_bytes = bytes;
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -253,15 +290,23 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
     c->axes[AXIS_DROPOUT] = p->dropout > 0;
     c->axes[AXIS_VARLEN] = p->varlen;
     c->score_source = p->score_function.source;
-    /* AUTO on a CPU device: the lanes kernel, and should that fail the tiles of the other. */
-    const bool lanes_first =
-        o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES ||
-        (o->kernel == CLATTN_KERNEL_AUTO && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES);
-    c->kernel = lanes_first && nth == 0 ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
-    RETURN_IF(nth > 0 && o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES, UNSUPPORTED, "attn_fwd_lanes has one variant");
-    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) {
-        *is_last = o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES;
-        return choose_lanes(p, o, c);
-    }
-    return choose_attn_fwd(p, d, o, lanes_first ? nth - 1 : nth, c, is_last);
+    /* AUTO on a CPU device: the decode kernel for few rows, the lanes kernel, and should that fail the tiles of attn_fwd. */
+    const bool is_auto = o->kernel == CLATTN_KERNEL_AUTO;
+    const bool lanes = is_auto && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES;
+    const clattn_kernel order[3] = {
+        o->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ||
+                (lanes && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST)
+            ? CLATTN_KERNEL_ATTN_DECODE_LANES
+            : CLATTN_KERNEL_AUTO,
+        o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES || lanes ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_AUTO,
+        o->kernel == CLATTN_KERNEL_ATTN_FWD || is_auto ? CLATTN_KERNEL_ATTN_FWD : CLATTN_KERNEL_AUTO};
+    c->kernel = CLATTN_KERNEL_AUTO;
+    for (int i = 0; i < 2 && c->kernel == CLATTN_KERNEL_AUTO; i++)
+        if (order[i] != CLATTN_KERNEL_AUTO && nth-- == 0) c->kernel = order[i];
+    *is_last = !is_auto && o->kernel != CLATTN_KERNEL_ATTN_FWD;
+    if (c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) return choose_decode(p, d, o, c);
+    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) return choose_lanes(p, o, c);
+    RETURN_IF(*is_last, UNSUPPORTED, "%s has one variant", clattn_kernel_name(o->kernel));
+    c->kernel = CLATTN_KERNEL_ATTN_FWD;
+    return choose_attn_fwd(p, d, o, nth, c, is_last);
 }

@@ -35,7 +35,7 @@ typedef struct target_list {
     int n;
 } target_list;
 
-/* The host, and both kernels of every device; attn_fwd_lanes on CPU devices only. o->path, o->kernel and o->device
+/* The host, and the kernels of every device; those with lanes on CPU devices only. o->path, o->kernel and o->device
  * leave out rows, o->device never the host. CLI_USAGE when none is left. */
 int targets_open(const options *o, target_list *list);
 void targets_close(target_list *list);
