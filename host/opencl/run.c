@@ -120,6 +120,12 @@ static clattn_status launch_kernel(const device_plan *plan, device_kernel *k, co
     return CLATTN_STATUS_SUCCESS;
 }
 
+static void CL_CALLBACK release_event(cl_event event, cl_int status, void *user)
+{
+    (void)status, (void)user;
+    clReleaseEvent(event);
+}
+
 clattn_status clattn__launch(device_plan *plan, const problem *p, cl_command_queue queue, const launch_buffers *b,
                              cl_uint n_wait, const cl_event *wait_list, cl_event *event)
 {
@@ -127,12 +133,13 @@ clattn_status clattn__launch(device_plan *plan, const problem *p, cl_command_que
     const int64_t rows = p->batch * p->n_heads_q * p->n_q;
     const int64_t heads = p->batch * (plan->choice.chunks ? p->n_heads_kv : p->n_heads_q);
     const int64_t groups = p->n_q ? a.n_tiles * heads : 1;
-    cl_event partials = NULL;
     if (!plan->merge) return launch_kernel(plan, plan->kernel, p, queue, b, &a, groups, n_wait, wait_list, event);
+    cl_event partials = NULL;
     FORWARD(launch_kernel(plan, plan->kernel, p, queue, b, &a, groups, n_wait, wait_list, &partials));
     const clattn_status status =
         launch_kernel(plan, plan->merge, p, queue, b, &a, p->n_q ? rows : 1, 1, &partials, event);
-    clReleaseEvent(partials);
+    /* PoCL 3.1 aborts when what an event waits for fails and nobody holds it: hold it until then. */
+    if (clSetEventCallback(partials, CL_COMPLETE, release_event, NULL) != CL_SUCCESS) clReleaseEvent(partials);
     return status;
 }
 
