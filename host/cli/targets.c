@@ -46,7 +46,7 @@ static int fail_plan(const options *o)
     return cli_fail_library(NULL, NULL);
 }
 
-int runner_open(const options *o, const clattn_problem *p, runner *r)
+int runner_open(const options *o, const clattn_problem *p, clattn_pass pass, runner *r)
 {
     clattn_context_options c;
     clattn_plan_options plan;
@@ -65,6 +65,7 @@ int runner_open(const options *o, const clattn_problem *p, runner *r)
     plan.kernel = (clattn_kernel)o->kernel;
     plan.block_q = o->block_q;
     plan.block_kv = o->block_kv;
+    plan.pass = pass;
     clattn_plan_info_init(&r->info);
     int code = CLI_OK;
     if (clattn_plan_create(r->context, p, &plan, &r->plan))
@@ -72,6 +73,18 @@ int runner_open(const options *o, const clattn_problem *p, runner *r)
     else if (clattn_plan_get_info(r->plan, &r->info))
         code = cli_fail_library(NULL, NULL);
     if (code) runner_close(r);
+    return code;
+}
+
+int runner_forward(const runner *r, const clattn_problem *p, const clattn_forward_args *args)
+{
+    clattn_plan_options how;
+    clattn_plan *plan = NULL;
+    clattn_plan_options_init(&how);
+    how.path = r->info.path;
+    const bool good = !clattn_plan_create(r->context, p, &how, &plan) && !clattn_forward(plan, args);
+    const int code = good ? CLI_OK : cli_fail_library(NULL, NULL);
+    clattn_plan_release(plan);
     return code;
 }
 
