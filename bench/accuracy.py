@@ -2,23 +2,31 @@
 """The error of clattn's paths and of PyTorch against float64, on the same inputs.
 
   pip install numpy torch
-  bench/accuracy.py build/clattn              1x4x1024, head_dim 64, causal; prints a table in Markdown
+  bench/accuracy.py build/clattn                      1x4x1024, head_dim 64, causal; prints a table in Markdown
+  bench/accuracy.py build/clattn --pass backward      the same for dQ, dK and dV
 
-Inputs: N(0,1); the same with Q times 30 (scores of some hundreds); N(0,1) with one key and one query times 100.
-A cell is the maximum and the RMS of |O - float64's O|, of the inputs as the storage type has rounded them.
+Inputs: N(0,1); forward: the same with Q times 30 (scores of some hundreds); N(0,1) with one key and one query times 100.
+A cell is the maximum and the RMS of |O - float64's O|, of the inputs as the storage type has rounded them; backward, of
+|dQ - float64's|, and so on, dO N(0,1) too.
 """
-import os, subprocess, sys, tempfile
+import argparse, os, subprocess, tempfile
 import numpy as np
 import torch
 
 B, H, N, D = 1, 4, 1024, 64
 PATHS = {"host": ["--path", "host"], "device, attn_fwd_lanes": ["--kernel", "attn_fwd_lanes"],
          "device, attn_fwd": ["--kernel", "attn_fwd"]}
+BACKWARD_PATHS = {"host": ["--path", "host"]}
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+TORCH = "torch " + torch.__version__.split("+")[0]
+
+
+def normal(seed):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((B, H, N, D)))
 
 
 def inputs(case):
-    q, k, v = (torch.from_numpy(np.random.default_rng(s).standard_normal((B, H, N, D))) for s in (1, 2, 3))
+    q, k, v = (normal(s) for s in (1, 2, 3))
     if case == "q times 30":
         q = q * 30
     if case == "one outlier key and query":
@@ -32,36 +40,70 @@ def float64(q, k, v):
     return torch.softmax(s, -1) @ v
 
 
-def clattn(program, flags, dtype, q, k, v):
+def sdpa(q, k, v):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def gradients(attention, q, k, v, d_o):
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    attention(*leaves).backward(d_o)
+    return [x.grad for x in leaves]
+
+
+def clattn(program, command, flags, dtype, given, wanted):
+    """Runs a command on tensors, given by flag, and returns those that come out under the wanted flags."""
     with tempfile.TemporaryDirectory() as d:
-        for name, x in (("q", q), ("k", k), ("v", v)):
-            np.save(f"{d}/{name}.npy", x.to(torch.float16 if dtype == "f16" else torch.float32).numpy())
-        subprocess.run([program, "forward", "--q", f"{d}/q.npy", "--k", f"{d}/k.npy", "--v", f"{d}/v.npy", "-o", f"{d}/o.npy",
-                        "--causal", "--dtype", dtype] + flags, check=True, env=dict(os.environ))
-        return torch.from_numpy(np.load(f"{d}/o.npy"))
+        arguments = [program, command, "--causal", "--dtype", dtype] + flags
+        for i, (flag, x) in enumerate(given.items()):
+            np.save(f"{d}/in{i}.npy", x.to(torch.float16 if dtype == "f16" else torch.float32).numpy())
+            arguments += [flag, f"{d}/in{i}.npy"]
+        for i, flag in enumerate(wanted):
+            arguments += [flag, f"{d}/out{i}.npy"]
+        subprocess.run(arguments, check=True, env=dict(os.environ))
+        return [torch.from_numpy(np.load(f"{d}/out{i}.npy")) for i in range(len(wanted))]
 
 
-def cell(o, reference):
-    e = (o.double() - reference).abs()
+def cell(x, reference):
+    e = (x.double() - reference).abs()
     return f"{e.max():.1e} / {e.square().mean().sqrt():.1e}"
 
 
-def main():
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+def print_head(columns):
+    print("| max / RMS | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
+
+
+def forward(program):
     cases = ["N(0,1)", "q times 30", "one outlier key and query"]
-    print("| max / RMS | " + " | ".join(cases) + " |\n|" + "---|" * (len(cases) + 1))
+    print_head(cases)
     for dtype, storage in TYPES.items():
         rows = {}
         for case in cases:
             q, k, v = (x.to(storage) for x in inputs(case))
             reference = float64(q.double(), k.double(), v.double())
-            torch_o = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            rows.setdefault("torch " + torch.__version__.split("+")[0], []).append(cell(torch_o, reference))
+            rows.setdefault(TORCH, []).append(cell(sdpa(q, k, v), reference))
             for path, flags in PATHS.items():
-                rows.setdefault(path, []).append(cell(clattn(sys.argv[1], flags, dtype, q, k, v), reference))
+                o, = clattn(program, "forward", flags, dtype, {"--q": q, "--k": k, "--v": v}, ["-o"])
+                rows.setdefault(path, []).append(cell(o, reference))
         for name, cells in rows.items():
             print(f"| {dtype}, {name} | " + " | ".join(cells) + " |")
 
 
-main()
+def backward(program):
+    print_head(["dQ", "dK", "dV"])
+    for dtype, storage in TYPES.items():
+        q, k, v, d_o = (normal(s).to(storage) for s in (1, 2, 3, 4))
+        reference = gradients(float64, *(x.double() for x in (q, k, v, d_o)))
+        rows = {TORCH: gradients(sdpa, q, k, v, d_o)}
+        for path, flags in BACKWARD_PATHS.items():
+            given = {"--q": q, "--k": k, "--v": v, "--do": d_o}
+            rows[path] = clattn(program, "backward", flags, dtype, given, ["--dq", "--dk", "--dv"])
+        for name, results in rows.items():
+            print(f"| {dtype}, {name} | " + " | ".join(map(cell, results, reference)) + " |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program")
+    parser.add_argument("--pass", dest="which", choices=["forward", "backward"], default="forward")
+    arguments = parser.parse_args()
+    (backward if arguments.which == "backward" else forward)(arguments.program)

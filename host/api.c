@@ -68,8 +68,7 @@ const char *clattn_plan_explain(const clattn_plan *plan) { return plan ? plan->e
 
 size_t clattn_plan_workspace_size(const clattn_plan *plan)
 {
-    (void)plan; /* no kernel so far keeps anything between launches */
-    return 0;
+    return plan && plan->device_plan ? (size_t)plan->choice.workspace_bytes : 0;
 }
 
 clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *info)

@@ -15,20 +15,24 @@ const char *const clattn__axis_names[AXIS_COUNT] = {
 };
 
 enum {
-    HOST_ROWS_MAX = 128,            /* AUTO runs up to so many queries and keys on the host */
-    DECODE_N_Q = 4,                 /* host_decode beats host_tile up to so many query rows */
-    DECODE_ROWS = 64,               /* its rows that share a read of the keys, unless the GQA group alone has more */
-    DECODE_CHUNK = 512,             /* its keys of an item */
-    TILE_ROWS_FEW = 2048,           /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
-    TILE_CHUNK = 1024,              /* ... the keys are split, whatever the machine and the batch */
-    ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
-    HEAD_DIM_MAX = 1 << 24,         /* and columns */
-    LANES_ROWS = 16,                /* attn_fwd_lanes: rows of a vector */
-    LANES_VECTORS = 4,              /* most vectors of a tile */
-    LANES_KEY_STEP = 4,             /* kv blocks are a multiple */
+    HOST_ROWS_MAX = 128,          /* AUTO runs up to so many queries and keys on the host */
+    HOST_DECODE_N_Q = 4,          /* host_decode beats host_tile up to so many query rows */
+    HOST_DECODE_ROWS = 64,        /* its rows that share a read of the keys, unless the GQA group alone has more */
+    HOST_DECODE_CHUNK = 512,      /* its keys of an item */
+    HOST_TILE_ROWS_FEW = 2048,    /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
+    HOST_TILE_CHUNK = 1024,       /* ... the keys are split, whatever the machine and the batch */
+    ROWS_MAX = 1 << 30,           /* the kernels count rows and keys in 32 bits */
+    HEAD_DIM_MAX = 1 << 24,       /* and columns */
+    LANES_ROWS = 16,              /* attn_fwd_lanes: rows of a vector */
+    LANES_VECTORS = 4,            /* most vectors of a tile */
+    LANES_KEY_STEP = 4,           /* kv blocks are a multiple */
     LANES_PRIVATE_BEST = 256 << 10, /* bytes of private memory that stay in a core's cache */
     LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
-    ATTN_FWD_PRIVATE_MOST = 1024,   /* bytes of O that a work-item of attn_fwd keeps: a GPU's registers */
+    DECODE_ROWS = 4,              /* attn_decode_lanes: rows of a pass over a chunk */
+    DECODE_ROWS_MOST = 16,        /* AUTO: rows that share a kv head */
+    DECODE_KEYS_LEAST = 512,      /* AUTO: keys */
+    DECODE_CHUNK = 256,
+    ATTN_FWD_PRIVATE_MOST = 1024, /* bytes of O that a work-item of attn_fwd keeps: a GPU's registers */
 };
 
 const char *clattn_path_name(clattn_path path)
@@ -146,7 +150,7 @@ static int64_t block_of(int64_t asked, int64_t automatic, int64_t sequence, int6
 }
 
 /* On the host: the lanes of host_tile would be mostly idle. */
-static bool suits_decoding(const problem *p) { return p->n_q <= DECODE_N_Q; }
+static bool suits_decoding(const problem *p) { return p->n_q <= HOST_DECODE_N_Q; }
 
 clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, int n_threads, host_plan *plan)
 {
@@ -159,16 +163,21 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
                        ? CLATTN_KERNEL_HOST_DECODE
                        : CLATTN_KERNEL_HOST_TILE;
     if (plan->kernel == CLATTN_KERNEL_HOST_DECODE) {
-        const int64_t rows = p->gqa_group < DECODE_ROWS ? DECODE_ROWS / p->gqa_group : 1;
+        const int64_t rows = p->gqa_group < HOST_DECODE_ROWS ? HOST_DECODE_ROWS / p->gqa_group : 1;
         plan->block_q = (int)block_of(o->block_q, rows, p->n_q, 1, rows);
-        plan->block_kv = plan->chunk = (int)block_of(o->block_kv, DECODE_CHUNK, p->n_kv, 1, 4096);
+        plan->block_kv = plan->chunk = (int)block_of(o->block_kv, HOST_DECODE_CHUNK, p->n_kv, 1, 4096);
     } else {
         plan->block_q = (int)block_of(o->block_q, plan->ops->block_q, p->n_q, 1, plan->ops->block_q);
         plan->block_kv = (int)block_of(o->block_kv, plan->ops->block_kv, p->n_kv, 1, 4096);
-        plan->chunk = p->n_q * p->n_heads_q < TILE_ROWS_FEW && p->n_kv > TILE_CHUNK ? TILE_CHUNK : 0;
+        plan->chunk = p->n_q * p->n_heads_q < HOST_TILE_ROWS_FEW && p->n_kv > HOST_TILE_CHUNK ? HOST_TILE_CHUNK : 0;
     }
     plan->n_threads = o->n_threads ? o->n_threads : n_threads;
     return CLATTN_STATUS_SUCCESS;
+}
+
+const char *clattn__plan_merge_kernel(clattn_kernel kernel)
+{
+    return kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ? "attn_merge_lanes" : NULL;
 }
 
 clattn_kernel clattn__plan_device_kernel(const device_profile *device)
@@ -204,6 +213,34 @@ static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o
     c->axes[AXIS_BLOCK_Q] = (int)block_q;
     c->axes[AXIS_BLOCK_KV] = (int)block_kv;
     c->work_group_size = 1;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* Rows that share one read of K and V. */
+static int64_t decode_rows(const problem *p) { return p->n_q * p->gqa_group; }
+
+/* The chunks are the problem's alone, so that bits do not depend on the device. */
+static clattn_status choose_decode(const problem *p, const device_profile *d, const clattn_plan_options *o,
+                                   device_choice *c)
+{
+    const int64_t lanes = p->dtype == CLATTN_DTYPE_F64 ? 8 : 16;
+    const int64_t block_kv = block_of(o->block_kv, DECODE_CHUNK, p->n_kv, lanes, 4096);
+    const int64_t chunks = p->n_kv ? (p->n_kv + block_kv - 1) / block_kv : 1;
+    const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
+    const int64_t row = (p->head_dim_v + lanes - 1) / lanes * lanes + lanes;
+    int64_t bytes;
+    RETURN_IF(__builtin_mul_overflow(row * real_size * chunks, decode_rows(p), &bytes) ||
+                  __builtin_mul_overflow(bytes, p->batch * p->n_heads_kv, &bytes) || bytes > d->max_alloc_bytes,
+              UNSUPPORTED,
+              "attn_decode_lanes would keep partials of %" PRId64 " chunks of %" PRId64
+              " rows; %s allocates at most %" PRId64 " bytes at once",
+              chunks, decode_rows(p) * p->batch * p->n_heads_kv, d->name, d->max_alloc_bytes);
+    c->axes[AXIS_BLOCK_Q] = DECODE_ROWS;
+    c->axes[AXIS_BLOCK_KV] = (int)block_kv;
+    c->work_group_size = 1;
+    c->chunks = (int)chunks;
+    c->partial_chunk = row * decode_rows(p);
+    c->workspace_bytes = bytes;
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -277,15 +314,23 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
     c->axes[AXIS_DROPOUT] = p->dropout > 0;
     c->axes[AXIS_VARLEN] = p->varlen;
     c->score_source = p->score_function.source;
-    /* AUTO on a CPU device: the lanes kernel, and should that fail the tiles of the other. */
-    const bool lanes_first =
-        o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES ||
-        (o->kernel == CLATTN_KERNEL_AUTO && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES);
-    c->kernel = lanes_first && nth == 0 ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
-    RETURN_IF(nth > 0 && o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES, UNSUPPORTED, "attn_fwd_lanes has one variant");
-    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) {
-        *is_last = o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES;
-        return choose_lanes(p, o, c);
-    }
-    return choose_attn_fwd(p, d, o, lanes_first ? nth - 1 : nth, c, is_last);
+    /* AUTO on a CPU device: the decode kernel for few rows, the lanes kernel, and should that fail the tiles of attn_fwd. */
+    const bool is_auto = o->kernel == CLATTN_KERNEL_AUTO;
+    const bool lanes = is_auto && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES;
+    const clattn_kernel order[3] = {
+        o->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ||
+                (lanes && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST)
+            ? CLATTN_KERNEL_ATTN_DECODE_LANES
+            : CLATTN_KERNEL_AUTO,
+        o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES || lanes ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_AUTO,
+        o->kernel == CLATTN_KERNEL_ATTN_FWD || is_auto ? CLATTN_KERNEL_ATTN_FWD : CLATTN_KERNEL_AUTO};
+    c->kernel = CLATTN_KERNEL_AUTO;
+    for (int i = 0; i < 2 && c->kernel == CLATTN_KERNEL_AUTO; i++)
+        if (order[i] != CLATTN_KERNEL_AUTO && nth-- == 0) c->kernel = order[i];
+    *is_last = !is_auto && o->kernel != CLATTN_KERNEL_ATTN_FWD;
+    if (c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) return choose_decode(p, d, o, c);
+    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) return choose_lanes(p, o, c);
+    RETURN_IF(*is_last, UNSUPPORTED, "%s has one variant", clattn_kernel_name(o->kernel));
+    c->kernel = CLATTN_KERNEL_ATTN_FWD;
+    return choose_attn_fwd(p, d, o, nth, c, is_last);
 }

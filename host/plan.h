@@ -29,8 +29,14 @@ typedef struct device_choice {
     clattn_kernel kernel;
     int axes[AXIS_COUNT];
     int64_t work_group_size, local_bytes;
+    int chunks;               /* ATTN_DECODE_LANES: of the keys; then a second kernel merges them */
+    int64_t partial_chunk;    /* reals of one chunk's partials */
+    int64_t workspace_bytes;  /* 0: none */
     const char *score_source; /* the app's score function, or NULL; the app's, valid while the plan is made */
 } device_choice;
+
+/* The kernel that runs after this one on its partials, or NULL; its own name is clattn_kernel_name's. */
+const char *clattn__plan_merge_kernel(clattn_kernel kernel);
 
 /* The device's kernel for a clattn_kernel of AUTO. */
 clattn_kernel clattn__plan_device_kernel(const device_profile *device);

@@ -225,7 +225,12 @@ static const usage_case usages[] = {
     {"bench 'f32 hq3 hkv2 q1 kv1 d1'", 2, "n_heads_q is 3"},
     {"bench " PROBLEM "--budget 0", 2, "--budget"},
     {"bench " PROBLEM "--budget x", 2, "--budget x"},
-    {"bench " PROBLEM "--pass sideways", 2, "no such flag"},
+    {"bench " PROBLEM "--pass sideways", 2, "--pass sideways"},
+    {"forward --q q.npy --k k.npy --v v.npy -o q.npy", 2, "same file as --q"},
+    {"backward --q q.npy --k k.npy --v v.npy --do q.npy", 2, "--dq"},
+    {"backward --q q.npy --k k.npy --v v.npy --dq o.npy", 2, "--do"},
+    {"backward --q q.npy --k k.npy --v v.npy --do q.npy --dbias o.npy", 2, "--dbias"},
+    {"backward --q q.npy --k k.npy --v v.npy --do q.npy --dq v.npy", 2, "same file as --v"},
     {"bench " PROBLEM "'f32 hq1 q1 kv1 d1'", 2, "f32 hq1 q1 kv1 d1"},
     {"bench " PROBLEM "--q q.npy", 2, "--q"},
     {"compare --causal", 2, "--q"},
@@ -519,7 +524,7 @@ END_TEST
 START_TEST(explain)
 {
     expect_good(FORWARD "--explain --path host");
-    ck_assert_ptr_nonnull(strstr(out, "host_tile"));
+    ck_assert_ptr_nonnull(strstr(out, "kernel host_decode"));
     ck_assert_ptr_nonnull(strstr(out, "asked for"));
 }
 END_TEST
@@ -594,8 +599,6 @@ START_TEST(output_replaces)
     ck_assert(lstat("link.npy", &s) == 0 && S_ISLNK(s.st_mode));
     ck_assert(stat("o.npy", &s) == 0 && (s.st_mode & 0777) == 0640);
     ck_assert_int_eq(count_files(), before);
-    expect_good("forward --q q.npy --k k.npy --v v.npy -o q.npy"); /* an input's own place */
-    ck_assert_uint_eq(slurp("q.npy", whole, sizeof whole), 128 + sizeof q);
 }
 END_TEST
 
@@ -690,6 +693,32 @@ START_TEST(bench_in_words)
 }
 END_TEST
 
+/* dV of rows that see every key alike is the sum of dO / n_kv: a scale of 0 makes the probs equal. */
+START_TEST(backward_is_right)
+{
+    static char whole[4096];
+    float d_o[sizeof q / sizeof(float)];
+    for (size_t i = 0; i < sizeof q / sizeof(float); i++) d_o[i] = (float)(i % 7) - 3;
+    npy("do.npy", "'<f4'", "False", "(2, 2, 3, 4)", d_o, sizeof d_o);
+    expect_good("backward --q q.npy --k k.npy --v v.npy --do do.npy --scale 0 --dq dq.npy --dv=dv.npy --path host");
+    const size_t n = slurp("dv.npy", whole, sizeof whole);
+    ck_assert_uint_eq(n, 128 + 2 * 2 * 5 * 4 * sizeof(float));
+    const float *dv = (const float *)(whole + 128);
+    for (int head = 0; head < 4; head++)
+        for (int j = 0; j < 5; j++)
+            for (int d = 0; d < 4; d++) {
+                const float want = (d_o[head * 12 + d] + d_o[head * 12 + 4 + d] + d_o[head * 12 + 8 + d]) / 5;
+                ck_assert_msg(fabsf(dv[(head * 5 + j) * 4 + d] - want) < 1e-6F, "dv[%d][%d][%d] is %g, not %g", head, j,
+                              d, (double)dv[(head * 5 + j) * 4 + d], (double)want);
+            }
+    ck_assert_uint_eq(slurp("dq.npy", whole, sizeof whole), 128 + sizeof q);
+    const float *dq = (const float *)(whole + 128);
+    for (size_t i = 0; i < sizeof q / sizeof(float); i++) ck_assert(dq[i] == 0); /* the scale is 0 */
+    expect_good("bench " PROBLEM "--pass backward --path host --budget 0.05");
+    ck_assert_ptr_nonnull(strstr(out, "host_backward"));
+}
+END_TEST
+
 START_TEST(compare_codes)
 {
     expect_good("compare 'f32 b1 hq2 hkv1 q40 kv200 d32 causal'");
@@ -752,6 +781,7 @@ Suite *test_suite(void)
     tcase_add_test(t, without_devices);
     tcase_add_loop_test(t, bench_json, 0, 6);
     tcase_add_test(t, bench_in_words);
+    tcase_add_test(t, backward_is_right);
     tcase_add_test(t, compare_codes);
     tcase_add_loop_test(t, selftest, 0, 2);
     return s;

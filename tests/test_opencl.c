@@ -14,8 +14,9 @@
 extern char **environ;
 
 static const float sentinel = 12345.5F;
-static const clattn_kernel kernels[] = {CLATTN_KERNEL_ATTN_FWD_LANES, CLATTN_KERNEL_ATTN_FWD};
-enum { N_KERNELS = 2, N_TENSORS = 5 };
+static const clattn_kernel kernels[] = {CLATTN_KERNEL_ATTN_FWD_LANES, CLATTN_KERNEL_ATTN_FWD,
+                                        CLATTN_KERNEL_ATTN_DECODE_LANES};
+enum { N_KERNELS = 3, N_TENSORS = 5 };
 static const char *const names[N_TENSORS] = {"args.q", "args.k", "args.v", "args.o", "args.lse"};
 
 /* ---- the app: its own context and queue on the device under test, and clattn's context on them */
@@ -63,7 +64,7 @@ typedef struct job {
     size_t count[N_TENSORS]; /* elements */
     int64_t lengths[4], offsets[4];
     double *ref_o, *ref_lse;
-    cl_mem mem[N_TENSORS];
+    cl_mem mem[N_TENSORS], workspace; /* workspace: NULL where the plan needs none */
     clattn_plan *plan;
     clattn_forward_args args;
 } job;
@@ -100,7 +101,10 @@ static void job_plan(job *j, clattn_path path, clattn_kernel kernel)
     o.kernel = kernel;
     ck_assert_msg(clattn_plan_create(j->a->context, &j->p, &o, &j->plan) == CLATTN_STATUS_SUCCESS, "%s",
                   clattn_last_error()->message);
-    ck_assert_uint_eq(clattn_plan_workspace_size(j->plan), 0);
+    const size_t workspace = clattn_plan_workspace_size(j->plan);
+    ck_assert_int_eq(workspace > 0, kernel == CLATTN_KERNEL_ATTN_DECODE_LANES && j->p.n_q > 0);
+    if (workspace && !j->workspace) j->workspace = buffer_make(j->a, CL_MEM_READ_WRITE, workspace, NULL);
+    j->args.workspace = clattn_cl_buffer(j->workspace, 0);
 }
 
 static void job_make(job *j, app *a, const char *text, clattn_kernel kernel)
@@ -143,6 +147,7 @@ static void job_free(job *j)
     }
     free(j->ref_o);
     free(j->ref_lse);
+    if (j->workspace) clReleaseMemObject(j->workspace);
     clattn_plan_release(j->plan);
 }
 
@@ -232,6 +237,27 @@ START_TEST(in_order_queue)
 }
 END_TEST
 
+START_TEST(workspace_refused)
+{
+    app a;
+    job j;
+    if (!app_open(&a, 0)) return;
+    job_make(&j, &a, SMALL, CLATTN_KERNEL_ATTN_DECODE_LANES);
+    const size_t needed = clattn_plan_workspace_size(j.plan);
+    clattn_forward_args args = j.args;
+    args.workspace = clattn_cl_buffer(NULL, 0);
+    expect_refused(&j, j.plan, a.queue, &args, 0, NULL, INVALID, "args.workspace is absent");
+    args.workspace = clattn_cl_buffer(buffer_make(&a, CL_MEM_READ_WRITE, needed - 1, NULL), 0);
+    expect_refused(&j, j.plan, a.queue, &args, 0, NULL, INVALID, "args.workspace has");
+    clReleaseMemObject(args.workspace.mem);
+    args.workspace = clattn_cl_buffer(j.workspace, 4);
+    expect_refused(&j, j.plan, a.queue, &args, 0, NULL, INVALID, "args.workspace.offset is 4");
+    expect_works(&j, "after refusals");
+    job_free(&j);
+    app_close(&a);
+}
+END_TEST
+
 START_TEST(out_of_order_queue)
 {
     app a;
@@ -307,6 +333,8 @@ START_TEST(released_while_it_waits)
         clReleaseMemObject(j.mem[t]);
         j.mem[t] = NULL;
     }
+    if (j.workspace) clReleaseMemObject(j.workspace);
+    j.workspace = NULL;
     memset(&j.args, 0xff, sizeof j.args);
     ck_assert_int_eq(clSetUserEventStatus(gate, CL_COMPLETE), CL_SUCCESS);
     ck_assert_int_eq(clWaitForEvents(1, &done), CL_SUCCESS);
@@ -1267,6 +1295,7 @@ Suite *test_suite(void)
     Suite *s = suite_create("opencl");
     TCase *t = add_case(s, "queues and events");
     tcase_add_loop_test(t, in_order_queue, 0, N_KERNELS);
+    tcase_add_test(t, workspace_refused);
     tcase_add_loop_test(t, out_of_order_queue, 0, N_KERNELS);
     tcase_add_loop_test(t, waits_for_a_user_event, 0, 2 * N_KERNELS);
     tcase_add_loop_test(t, released_while_it_waits, 0, N_KERNELS);

@@ -34,6 +34,7 @@ typedef struct flag {
 static const choice dtypes[] = {CLATTN_DTYPE_MAP(DTYPE_CHOICE){NULL, 0}};
 static const choice paths[] = {CLATTN_PATH_MAP(PATH_CHOICE){NULL, 0}};
 static const choice kernels[] = {CLATTN_KERNEL_MAP(KERNEL_CHOICE){NULL, 0}};
+static const choice passes[] = {{"forward", CLATTN_PASS_FORWARD}, {"backward", CLATTN_PASS_BACKWARD}, {NULL, 0}};
 static const choice layouts[] = {{"bhsd", LAYOUT_BHSD}, {"bshd", LAYOUT_BSHD}, {NULL, 0}};
 static const choice steps[] = {{"scaled", CLATTN_SCORE_SCALED},
                                {"capped", CLATTN_SCORE_CAPPED},
@@ -42,20 +43,33 @@ static const choice steps[] = {{"scaled", CLATTN_SCORE_SCALED},
                                {NULL, 0}};
 
 #define FIELD(name) offsetof(options, name)
-#define FILES (COMMAND_FORWARD | COMMAND_COMPARE)
-#define RUNS (COMMAND_FORWARD | COMMAND_COMPARE | COMMAND_BENCH)
+#define FILES (COMMAND_FORWARD | COMMAND_BACKWARD | COMMAND_COMPARE)
+#define RUNS (FILES | COMMAND_BENCH)
 
 static const flag flags[] = {
     {"--q", "Q.npy", KIND_TEXT, FIELD(q), FILES, true, 0, 0, NULL, "[batch, heads, seq, dim], f2, f4 or f8"},
     {"--k", "K.npy", KIND_TEXT, FIELD(k), FILES, true, 0, 0, NULL, "as Q; its heads divide Q's"},
     {"--v", "V.npy", KIND_TEXT, FIELD(v), FILES, true, 0, 0, NULL, "as K; its dim may differ"},
+    {"--do", "DO.npy", KIND_TEXT, FIELD(d_o), COMMAND_BACKWARD, true, 0, 0, NULL, "dL/dO, laid out as O"},
+    {"--dlse", "DL.npy", KIND_TEXT, FIELD(d_lse), COMMAND_BACKWARD, true, 0, 0, NULL,
+     "dL/dLSE, f4 [batch, heads, seq] (default 0)"},
+    {"--dq", "F.npy", KIND_TEXT, FIELD(dq), COMMAND_BACKWARD, false, 0, 0, NULL,
+     "dL/dQ, an output laid out as Q; all are written whole or not at all"},
+    {"--dk", "F.npy", KIND_TEXT, FIELD(dk), COMMAND_BACKWARD, false, 0, 0, NULL, "dL/dK, as K"},
+    {"--dv", "F.npy", KIND_TEXT, FIELD(dv), COMMAND_BACKWARD, false, 0, 0, NULL, "dL/dV, as V"},
+    {"--dbias", "F.npy", KIND_TEXT, FIELD(dbias), COMMAND_BACKWARD, false, 0, 0, NULL,
+     "that of the bias, as its file; summed over what broadcasts"},
+    {"--dalibi", "F.npy", KIND_TEXT, FIELD(dalibi), COMMAND_BACKWARD, false, 0, 0, NULL,
+     "that of the ALiBi slopes, f4, of their shape"},
+    {"--dsinks", "F.npy", KIND_TEXT, FIELD(dsinks), COMMAND_BACKWARD, false, 0, 0, NULL,
+     "that of the sinks, f4 [heads]"},
     {"-o", "O.npy", KIND_TEXT, FIELD(o), COMMAND_FORWARD, false, 0, 0, NULL,
      "the output, laid out as Q; written whole or not at all"},
     {"--lse", "L.npy", KIND_TEXT, FIELD(lse), COMMAND_FORWARD, false, 0, 0, NULL,
      "each row's log-sum-exp, f4 [batch, heads, seq]"},
     {"--dtype", "TYPE", KIND_CHOICE, FIELD(dtype), FILES, true, 0, 0, dtypes,
      "storage to convert to (default: the files' own)"},
-    {"--layout", "ORDER", KIND_CHOICE, FIELD(layout), FILES, true, 0, 0, layouts, "of Q, K, V and O (default bhsd)"},
+    {"--layout", "ORDER", KIND_CHOICE, FIELD(layout), FILES, true, 0, 0, layouts, "of all tensors (default bhsd)"},
     {"--scale", "X", KIND_REAL, FIELD(scale), FILES, true, 0, 0, NULL, "softmax scale (default 1/sqrt(dim))"},
     {"--causal", NULL, KIND_SWITCH, FIELD(causal), FILES, true, 0, 0, NULL, "no key after the query: R is 0"},
     {"--window", "L,R", KIND_WINDOW, FIELD(window), FILES, true, 0, 0, NULL,
@@ -87,7 +101,7 @@ static const flag flags[] = {
      "of the host path (default: one per processor)"},
     {"--block-q", "N", KIND_INTEGER, FIELD(block_q), RUNS, false, 1, INT64_MAX, NULL, "rows of a query tile"},
     {"--block-kv", "N", KIND_INTEGER, FIELD(block_kv), RUNS, false, 1, INT64_MAX, NULL, "keys of a kv block"},
-    {"--explain", NULL, KIND_SWITCH, FIELD(explain), COMMAND_FORWARD, false, 0, 0, NULL,
+    {"--explain", NULL, KIND_SWITCH, FIELD(explain), COMMAND_FORWARD | COMMAND_BACKWARD, false, 0, 0, NULL,
      "print what was chosen, and why"},
     {"--map", "MAP.png", KIND_TEXT, FIELD(map), COMMAND_FORWARD, false, 0, 0, NULL,
      "a picture of what each row of one head attends to"},
@@ -95,6 +109,7 @@ static const flag flags[] = {
     {"--map-batch", "B", KIND_INTEGER, FIELD(map_batch), COMMAND_FORWARD, false, 0, INT64_MAX, NULL, "default 0"},
     {"--map-step", "STEP", KIND_CHOICE, FIELD(map_step), COMMAND_FORWARD, false, 0, 0, steps,
      "of the score's way (default probs)"},
+    {"--pass", "PASS", KIND_CHOICE, FIELD(pass), COMMAND_BENCH, false, 0, 0, passes, "what is timed (default forward)"},
     {"--cold", NULL, KIND_SWITCH, FIELD(cold), COMMAND_BENCH, false, 0, 0, NULL,
      "walk copies of K and V that no cache holds, as decoding does"},
     {"--budget", "S", KIND_REAL, FIELD(budget), COMMAND_BENCH, false, 0, 0, NULL, "seconds to measure (default 1)"},

@@ -21,16 +21,19 @@ typedef struct options {
     const char *q_offset, *kv_len;                                          /* a number or a path; a path */
     double softcap, dropout;                                                /* default 0: none */
     const char *bias, *mask, *alibi, *sinks, *cu_seqlens_q, *cu_seqlens_kv; /* paths */
+    const char *d_o, *d_lse;                                                /* paths */
     /* the problem, from a text */
     const char *problem;
     int64_t seed; /* of its data, or of dropout with files */
     /* how it runs */
     int path, kernel;   /* a clattn_path, a clattn_kernel */
+    int pass;           /* a clattn_pass */
     const char *device; /* an index or a part of a name, NULL: the default one */
     int64_t threads;    /* 0: automatic, as the two below */
     int64_t block_q, block_kv;
     /* what comes out */
-    const char *o, *lse;
+    const char *o, *lse; /* paths, as the next line */
+    const char *dq, *dk, *dv, *dbias, *dalibi, *dsinks;
     int explain, json, cold;
     const char *map;             /* a path */
     int64_t map_head, map_batch; /* default 0 */
@@ -49,7 +52,14 @@ typedef struct command {
     int (*run)(const options *o);
 } command;
 
-enum { COMMAND_DEVICES = 1, COMMAND_FORWARD = 2, COMMAND_COMPARE = 4, COMMAND_BENCH = 8, COMMAND_SELFTEST = 16 };
+enum {
+    COMMAND_DEVICES = 1,
+    COMMAND_FORWARD = 2,
+    COMMAND_COMPARE = 4,
+    COMMAND_BENCH = 8,
+    COMMAND_SELFTEST = 16,
+    COMMAND_BACKWARD = 32
+};
 
 /* Fills o from the words after the command's name. *help is set when they ask for it. CLI_USAGE: it has said why. */
 int args_parse(const command *c, int argc, char **argv, options *o, bool *help);

@@ -41,6 +41,7 @@ time_text cli_time_text(double seconds);
 
 int cmd_devices(const options *o);
 int cmd_forward(const options *o);
+int cmd_backward(const options *o);
 int cmd_compare(const options *o);
 int cmd_bench(const options *o);
 int cmd_selftest(const options *o);

@@ -1,8 +1,9 @@
-/* clattn bench: the time of clattn_forward on one problem */
+/* clattn bench: the time of clattn_forward, or of clattn_backward, on one problem */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "arrays.h"
 #include "cli.h"
 #include "inputs.h"
 #include "progress.h"
@@ -17,7 +18,10 @@ static const double least_timed = 2e-3; /* ... for about this long */
 typedef struct bench {
     runner r;
     clattn_forward_args args[MOST_COPIES];
-    void *k[MOST_COPIES], *v[MOST_COPIES]; /* copies of K and V but the first, which is the input's own */
+    void *k[MOST_COPIES], *v[MOST_COPIES];      /* copies of K and V but the first, which is the input's own */
+    clattn_backward_args backward[MOST_COPIES]; /* --pass backward: args[i] in them, */
+    void *d_o, *d_qkv[3];                       /* and these, the same in all */
+    clattn_pass pass;
     int n_copies;
     int64_t calls; /* so far; the next takes copy calls % n_copies */
 } bench;
@@ -27,7 +31,12 @@ typedef struct timings {
     size_t n, room;
 } timings;
 
-static clattn_status call(bench *b) { return clattn_forward(b->r.plan, &b->args[b->calls++ % b->n_copies]); }
+static clattn_status call(bench *b)
+{
+    const int64_t copy = b->calls++ % b->n_copies;
+    return b->pass == CLATTN_PASS_BACKWARD ? clattn_backward(b->r.plan, &b->backward[copy])
+                                           : clattn_forward(b->r.plan, &b->args[copy]);
+}
 
 static void *copy_of(const char *what, const void *data, int64_t bytes)
 {
@@ -60,6 +69,33 @@ static int make_copies(bench *b, const inputs *in, void *o, int cold)
         if (!b->v[i]) return CLI_FAILED;
         b->args[i].k = clattn_host_buffer(b->k[i]);
         b->args[i].v = clattn_host_buffer(b->v[i]);
+    }
+    return CLI_OK;
+}
+
+/* O and LSE by one forward call, dO, and room for dQ, dK and dV. */
+static int prepare_backward(bench *b, const options *opt, const inputs *in, float *lse)
+{
+    static const char *const names[] = {"dQ", "dK", "dV"};
+    b->args[0].lse = clattn_host_buffer(lse);
+    const int code = runner_forward(&b->r, &in->problem, &b->args[0]);
+    if (code) return code;
+    b->d_o = inputs_random_d_o(in, opt->seed);
+    if (!b->d_o) return CLI_FAILED;
+    for (int i = 0; i < 3; i++) {
+        const array_shape shape = array_of_gradient(in, GRADIENT_DQ + i);
+        b->d_qkv[i] = array_alloc(names[i], &shape);
+        if (!b->d_qkv[i]) return CLI_FAILED;
+    }
+    for (int i = 0; i < b->n_copies; i++) {
+        clattn_backward_args *a = &b->backward[i];
+        clattn_backward_args_init(a);
+        a->forward = b->args[i];
+        a->forward.lse = clattn_host_buffer(lse);
+        a->d_o = clattn_host_buffer(b->d_o);
+        a->dq = clattn_host_buffer(b->d_qkv[0]);
+        a->dk = clattn_host_buffer(b->d_qkv[1]);
+        a->dv = clattn_host_buffer(b->d_qkv[2]);
     }
     return CLI_OK;
 }
@@ -99,8 +135,8 @@ static int measure(bench *b, double budget, timings *t, progress *bar)
     return CLI_OK;
 }
 
-/* 2 (d + dv) operations for each key that the window and the length let a query row see. */
-static double operations(const inputs *in)
+/* 2 (d + dv) operations for each key that the window and the length let a query row see; backward 2.5 times as many. */
+static double operations(const inputs *in, clattn_pass pass)
 {
     const clattn_problem *p = &in->problem;
     double pairs = 0; /* of a query row and a key that it sees, in one head of all entries */
@@ -111,7 +147,8 @@ static double operations(const inputs *in)
             pairs += (double)(r.end - r.first);
         }
     }
-    return 2.0 * (double)(p->head_dim_qk + p->head_dim_v) * (double)p->n_heads_q * pairs;
+    return (pass == CLATTN_PASS_BACKWARD ? 5.0 : 2.0) * (double)(p->head_dim_qk + p->head_dim_v) *
+           (double)p->n_heads_q * pairs;
 }
 
 /* Bytes of K and V, each key that any row sees once. */
@@ -142,11 +179,11 @@ static void print_json_text(const char *key, const char *text)
     printf("\", ");
 }
 
-static void print_result(const inputs *in, const clattn_plan_info *info, const timings *t, bool json)
+static void print_result(const inputs *in, const clattn_plan_info *info, clattn_pass pass, const timings *t, bool json)
 {
     char problem[PROBLEM_TEXT_SIZE];
     const double median = cli_median(t->seconds, t->n), least = t->seconds[0];
-    const double gflops = operations(in) / median * 1e-9, gbs = bytes_read(in) / median * 1e-9;
+    const double gflops = operations(in, pass) / median * 1e-9, gbs = bytes_read(in) / median * 1e-9;
     const char *path = clattn_path_name(info->path), *kernel = clattn_kernel_name(info->kernel);
     const char *device = info->path == CLATTN_PATH_HOST ? "host" : info->device;
     inputs_to_text(in, problem);
@@ -170,25 +207,29 @@ static void print_result(const inputs *in, const clattn_plan_info *info, const t
            cli_time_text(least).text, t->n, gflops, gbs);
 }
 
-static int run_bench(const options *opt, const inputs *in, void *o)
+static int run_bench(const options *opt, const inputs *in, void *o, float *lse)
 {
     bench b;
     timings t = {NULL, 0, 0};
     progress bar;
     memset(&b, 0, sizeof b);
-    int code = runner_open(opt, &in->problem, &b.r);
+    b.pass = (clattn_pass)opt->pass;
+    int code = runner_open(opt, &in->problem, b.pass, &b.r);
     if (code) return code;
     code = make_copies(&b, in, o, opt->cold);
+    if (!code && b.pass == CLATTN_PASS_BACKWARD) code = prepare_backward(&b, opt, in, lse);
     if (!code) {
         progress_start(&bar, "bench", (int64_t)(opt->budget * 1e6) + 1);
         code = measure(&b, opt->budget, &t, &bar);
         progress_stop(&bar);
     }
-    if (!code) print_result(in, &b.r.info, &t, opt->json);
+    if (!code) print_result(in, &b.r.info, b.pass, &t, opt->json);
     for (int i = 1; i < MOST_COPIES; i++) {
         free(b.k[i]);
         free(b.v[i]);
     }
+    free(b.d_o);
+    for (int i = 0; i < 3; i++) free(b.d_qkv[i]);
     free(t.seconds);
     runner_close(&b.r);
     return code;
@@ -198,7 +239,7 @@ int cmd_bench(const options *opt)
 {
     inputs in;
     void *o = NULL;    /* as the problem says */
-    float *lse = NULL; /* not asked for: the peers' calls give O alone */
+    float *lse = NULL; /* of forward not asked for: the peers' calls give O alone */
     if (!opt->problem)
         return cli_fail(CLI_USAGE, "there is no problem: give a text such as \"f32 b1 hq8 hkv8 q512 kv512 d64\"");
     if (opt->budget <= 0 || opt->budget > 86400)
@@ -206,9 +247,9 @@ int cmd_bench(const options *opt)
     int code = inputs_from_text(opt->problem, opt->seed, &in);
     if (code) return code;
     code = inputs_alloc_outputs(&in, &o, &lse);
-    free(lse);
-    if (!code) code = run_bench(opt, &in, o);
+    if (!code) code = run_bench(opt, &in, o, lse);
     free(o);
+    free(lse);
     inputs_free(&in);
     return code;
 }

@@ -24,7 +24,7 @@ static void print_head(const inputs *in, const answer *a, int width)
     const tolerance most = tolerance_of(&in->problem, a);
     inputs_to_text(in, text);
     printf("%s\ntolerance of max |dO| %.2g, of max |dLSE| %.2g\n\n", text, most.o, most.lse);
-    printf("%-9s  %-*s  %-14s  %10s  %10s  %10s  %10s  %8s  %7s  %s\n", "path", width, "device", "kernel", "max |dO|",
+    printf("%-9s  %-*s  %-17s  %10s  %10s  %10s  %10s  %8s  %7s  %s\n", "path", width, "device", "kernel", "max |dO|",
            "rms dO", "max |dLSE|", "rms dLSE", "time", "x host", "verdict");
 }
 
@@ -32,7 +32,7 @@ static void print_row(const target *t, int width, const outcome *out, double hos
 {
     const difference *d = &out->distance;
     char ratio[16] = "-";
-    printf("%-9s  %-*s  %-14s  ", clattn_path_name(t->path), width, t->device, clattn_kernel_name(t->kernel));
+    printf("%-9s  %-*s  %-17s  ", clattn_path_name(t->path), width, t->device, clattn_kernel_name(t->kernel));
     if (out->status) {
         printf("%10s  %10s  %10s  %10s  %8s  %7s  %s: %s\n", "-", "-", "-", "-", "-", "-",
                out->status == CLATTN_STATUS_UNSUPPORTED ? "not run" : "FAILED", out->message);
@@ -51,7 +51,7 @@ static int compare(const options *o, const inputs *in, const target_list *list)
     int code = answer_make(in, "reference", &a);
     if (code) return code;
     print_head(in, &a, width);
-    printf("%-9s  %-*s  %-14s  %10s  %10s  %10s  %10s  %8s  %7s  %s\n", "reference", width, "-", "float64", "-", "-",
+    printf("%-9s  %-*s  %-17s  %10s  %10s  %10s  %10s  %8s  %7s  %s\n", "reference", width, "-", "float64", "-", "-",
            "-", "-", cli_time_text(a.seconds).text, "-", "-");
     for (int i = 0; i < list->n; i++) {
         const target *t = &list->targets[i];

@@ -22,7 +22,7 @@ static int print_host(void)
     clattn_problem p;
     runner r;
     clattn_problem_init(&p, CLATTN_DTYPE_F32, 1, 1, 1, 1024, 1024, 64);
-    const int code = runner_open(&host, &p, &r);
+    const int code = runner_open(&host, &p, CLATTN_PASS_FORWARD, &r);
     if (code) return code;
     printf("host      instructions %s, %d thread%s\n          kernel %s\n", r.info.instructions, r.info.n_threads,
            r.info.n_threads == 1 ? "" : "s", clattn_kernel_name(r.info.kernel));

@@ -5,6 +5,7 @@
 #include <clattn/clattn.h>
 
 #include "args.h"
+#include "output.h"
 
 typedef struct inputs {
     clattn_problem problem;
@@ -14,7 +15,9 @@ typedef struct inputs {
     void *k;          /* [batch, n_heads_kv, n_kv, head_dim_qk]; varlen: [total_kv, n_heads_kv, dim] */
     void *v;          /* [batch, n_heads_kv, n_kv, head_dim_v] */
     void *bias;       /* problem.bias: of its dtype [batch, n_heads_q, n_q, n_kv] without what strides of 0 broadcast */
-    uint8_t *mask;    /* problem.mask.boolean: likewise */
+    int bias_rank;    /* of its file, whose dimensions are bias_shape */
+    int64_t bias_shape[4];
+    uint8_t *mask;                         /* problem.mask.boolean: likewise */
     float *alibi_slopes;                   /* problem.alibi: [n_heads_q] or [batch, n_heads_q] */
     float *sinks;                          /* problem.sinks: [n_heads_q] */
     int64_t *kv_lengths;                   /* [batch], NULL: the same for all */
@@ -27,9 +30,19 @@ typedef struct inputs {
  * said why and left nothing to free. */
 int inputs_from_files(const options *o, inputs *in);
 
+/* dL/dO, as O, and dL/dLSE, NULL when o names none: the files of --do and --dlse, likewise. */
+int inputs_gradients_from_files(const options *o, const inputs *in, void **d_o, float **d_lse);
+
+/* Every flag that names an input file. */
+enum { N_INPUT_FILES = 13 };
+void inputs_files(const options *o, file_flag files[N_INPUT_FILES]);
+
 /* The problem of the text, its data random and the same for the same seed: Q, K, V, bias and sinks N(0,1), mask 0.7 of
  * ones, ALiBi slopes 2^(-8 (h + 1) / n_heads_q), numbers per batch entry from the least to the most that is legal. */
 int inputs_from_text(const char *text, int64_t seed, inputs *in);
+
+/* dL/dO for a problem of a text, N(0,1), as O. NULL: it has said why. */
+void *inputs_random_d_o(const inputs *in, int64_t seed);
 
 /* Either, as the options say; CLI_USAGE for both or none. */
 int inputs_from_options(const options *o, inputs *in);

@@ -178,6 +178,8 @@ static int read_bias(const options *o, inputs *in)
     in->bias = a.data;
     if (!code) code = broadcast("--bias", o->bias, &in->problem, &a, &bias->strides);
     if (!code) bias->dtype = dtype_of(a.type);
+    in->bias_rank = a.rank;
+    for (int i = 0; !code && i < a.rank; i++) in->bias_shape[i] = a.shape[i];
     return code;
 }
 
@@ -211,7 +213,81 @@ static int read_per_head(const char *flag, const char *path, const clattn_proble
     return code;
 }
 
+/* ---- what backward starts from */
+
+static int read_d_o(const options *o, const inputs *in, void **d_o)
+{
+    const clattn_problem *p = &in->problem;
+    const storage s = inputs_storage(p);
+    npy_array a;
+    int code = read_tensor(o, "--do", o->d_o, &a);
+    const sizes d = sizes_of(o, &a);
+    if (!code) code = check_equal("--do", o->d_o, "batch", d.batch, o->q, s.batch);
+    if (!code) code = check_equal("--do", o->d_o, "heads", d.heads, o->q, p->n_heads_q);
+    if (!code) code = check_equal("--do", o->d_o, "seq", d.seq, o->q, s.n_q);
+    if (!code) code = check_equal("--do", o->d_o, "dim", d.dim, o->v, p->head_dim_v);
+    if (!code && !o->dtype && dtype_of(a.type) != p->dtype)
+        code = cli_fail(CLI_USAGE, "--do %s: the elements are %s, the problem is %s; --dtype makes them one", o->d_o,
+                        npy_type_name(a.type), clattn_dtype_name(p->dtype));
+    if (!code) code = take_data(&a, o->d_o, p->dtype, d_o);
+    free(a.data);
+    return code;
+}
+
+static int read_d_lse(const options *o, const inputs *in, float **d_lse)
+{
+    const clattn_problem *p = &in->problem;
+    const storage s = inputs_storage(p);
+    const int64_t whole[3] = {s.batch, p->n_heads_q, s.n_q};
+    const int first = p->varlen ? 1 : 0; /* no batch then */
+    npy_array a;
+    int code = read_typed("--dlse", o->d_lse, 1u << NPY_F4, "f4", &a);
+    bool same = a.rank == 3 - first;
+    for (int i = 0; same && i < a.rank; i++) same = a.shape[i] == whole[first + i];
+    if (!code && !same)
+        code = cli_fail(CLI_USAGE, "--dlse %s: shape %s; it must be %s", o->d_lse, npy_shape_text(a.rank, a.shape).text,
+                        npy_shape_text(3 - first, whole + first).text);
+    if (code)
+        free(a.data);
+    else
+        *d_lse = a.data;
+    return code;
+}
+
+int inputs_gradients_from_files(const options *o, const inputs *in, void **d_o, float **d_lse)
+{
+    *d_o = NULL;
+    *d_lse = NULL;
+    int code = read_d_o(o, in, d_o);
+    if (!code && o->d_lse) code = read_d_lse(o, in, d_lse);
+    if (code) {
+        free(*d_o);
+        *d_o = NULL;
+    }
+    return code;
+}
+
 /* ---- all of it */
+
+void inputs_files(const options *o, file_flag files[N_INPUT_FILES])
+{
+    int64_t number;
+    const bool is_number = o->q_offset && args_parse_integer(o->q_offset, INT64_MIN, INT64_MAX, &number);
+    const file_flag all[N_INPUT_FILES] = {{"--q", o->q},
+                                          {"--k", o->k},
+                                          {"--v", o->v},
+                                          {"--bias", o->bias},
+                                          {"--mask", o->mask},
+                                          {"--alibi", o->alibi},
+                                          {"--sinks", o->sinks},
+                                          {"--cu-seqlens-q", o->cu_seqlens_q},
+                                          {"--cu-seqlens-kv", o->cu_seqlens_kv},
+                                          {"--q-offset", is_number ? NULL : o->q_offset},
+                                          {"--kv-len", o->kv_len},
+                                          {"--do", o->d_o},
+                                          {"--dlse", o->d_lse}};
+    memcpy(files, all, sizeof all);
+}
 
 static int check_flags(const options *o)
 {

@@ -144,6 +144,14 @@ static int make_data(uint64_t key, inputs *in)
     return CLI_OK;
 }
 
+void *inputs_random_d_o(const inputs *in, int64_t seed)
+{
+    const clattn_problem *p = &in->problem;
+    const storage s = inputs_storage(p);
+    const uint64_t key = splitmix64((uint64_t)seed + 1);
+    return random_tensor("dO", p->dtype, splitmix64(key + 7), s.batch, p->n_heads_q, s.n_q, p->head_dim_v);
+}
+
 int inputs_from_text(const char *text, int64_t seed, inputs *in)
 {
     clattn_problem *p = &in->problem;

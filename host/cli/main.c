@@ -23,13 +23,20 @@ static const command commands[] = {
      "Q, K, V and O, [total, heads, dim], and LSE is [heads, total]. The scores' way is scale, softcap, ALiBi, bias,\n"
      "mask, softmax, dropout.\n",
      NULL, cmd_forward},
+    {"backward", COMMAND_BACKWARD, "Computes the gradients of a loss L by Q, K, V and more, from files and from dL/dO.",
+     "\nThe forward pass runs first, for O and LSE, then backward; --kernel, --block-q and --block-kv are of backward. "
+     "At\n"
+     "least one output is needed. Gradients have their inputs' type and layout; bf16 ones are written as f4. With\n"
+     "--cu-seqlens-q and --cu-seqlens-kv, --dlse is [heads, total]. The other notes are those of `forward`.\n",
+     NULL, cmd_backward},
     {"compare", COMMAND_COMPARE,
      "Runs every path and device on one problem, beside a float64 reference; exits 1 past the tolerance.",
      "\nThe problem is a text, or files as in `forward`; without one, the self-test's problems run, and the worst is\n"
      "named. --path, --kernel and --device leave out the other "
      "rows.\n" PROBLEM_NOTE,
      "PROBLEM", cmd_compare},
-    {"bench", COMMAND_BENCH, "Times clattn_forward on one problem.", PROBLEM_NOTE, "PROBLEM", cmd_bench},
+    {"bench", COMMAND_BENCH, "Times clattn_forward, or clattn_backward, on one problem.", PROBLEM_NOTE, "PROBLEM",
+     cmd_bench},
     {"selftest", COMMAND_SELFTEST, "Checks small problems on the host and on every device; exits 1 when one is wrong.",
      "", NULL, cmd_selftest},
 };

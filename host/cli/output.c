@@ -15,7 +15,7 @@
 
 /* ---- temporary files must go with the process, whoever ends it: a signal, or an OpenCL driver that calls exit */
 
-enum { MOST_TEMPORARIES = 4 };
+enum { MOST_TEMPORARIES = 8 };
 static char *volatile temporaries[MOST_TEMPORARIES];
 
 static void remove_temporaries(void)
@@ -123,6 +123,30 @@ int output_open(output *o, const char *flag, const char *path)
     if (!o->target) return fail(o, CLI_USAGE, errno);
     watch_ends();
     return open_temporary(o, s.st_mode & 0777);
+}
+
+static int fail_same(const file_flag *a, const file_flag *b)
+{
+    return cli_fail(CLI_USAGE, "%s %s: it is the same file as %s %s", a->flag, a->path, b->flag, b->path);
+}
+
+int output_open_all(output *outputs, const file_flag *wanted, int n, const file_flag *inputs, int n_inputs)
+{
+    for (int i = 0; i < n; i++) {
+        if (!wanted[i].path) continue;
+        const int code = output_open(&outputs[i], wanted[i].flag, wanted[i].path);
+        if (code) return code;
+        for (int j = 0; j < i; j++)
+            if (wanted[j].path && !strcmp(outputs[i].target, outputs[j].target))
+                return fail_same(&wanted[i], &wanted[j]);
+        for (int j = 0; j < n_inputs; j++) {
+            char *input = inputs[j].path ? realpath(inputs[j].path, NULL) : NULL;
+            const bool same = input && !strcmp(outputs[i].target, input);
+            free(input);
+            if (same) return fail_same(&wanted[i], &inputs[j]);
+        }
+    }
+    return CLI_OK;
 }
 
 int output_finish(output *o, int written)

@@ -12,9 +12,17 @@ typedef struct output {
     int was_there;           /* 1: target was there before */
 } output;
 
+/* A file and the flag that names it. */
+typedef struct file_flag {
+    const char *flag, *path; /* path NULL: not given */
+} file_flag;
+
 /* Makes the temporary file, which shows that the target can be written. All zero: an output that was not asked for,
  * which the functions below pass over. Each function that fails has said why. */
 int output_open(output *o, const char *flag, const char *path);
+
+/* Opens the wanted outputs, n of them, each another file and none of the n_inputs files. */
+int output_open_all(output *outputs, const file_flag *wanted, int n, const file_flag *inputs, int n_inputs);
 
 /* Closes the temporary file; `written` says whether all writes went well. */
 int output_finish(output *o, int written);

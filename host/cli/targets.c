@@ -46,7 +46,7 @@ static int fail_plan(const options *o)
     return cli_fail_library(NULL, NULL);
 }
 
-int runner_open(const options *o, const clattn_problem *p, runner *r)
+int runner_open(const options *o, const clattn_problem *p, clattn_pass pass, runner *r)
 {
     clattn_context_options c;
     clattn_plan_options plan;
@@ -65,6 +65,7 @@ int runner_open(const options *o, const clattn_problem *p, runner *r)
     plan.kernel = (clattn_kernel)o->kernel;
     plan.block_q = o->block_q;
     plan.block_kv = o->block_kv;
+    plan.pass = pass;
     clattn_plan_info_init(&r->info);
     int code = CLI_OK;
     if (clattn_plan_create(r->context, p, &plan, &r->plan))
@@ -72,6 +73,18 @@ int runner_open(const options *o, const clattn_problem *p, runner *r)
     else if (clattn_plan_get_info(r->plan, &r->info))
         code = cli_fail_library(NULL, NULL);
     if (code) runner_close(r);
+    return code;
+}
+
+int runner_forward(const runner *r, const clattn_problem *p, const clattn_forward_args *args)
+{
+    clattn_plan_options how;
+    clattn_plan *plan = NULL;
+    clattn_plan_options_init(&how);
+    how.path = r->info.path;
+    const bool good = !clattn_plan_create(r->context, p, &how, &plan) && !clattn_forward(plan, args);
+    const int code = good ? CLI_OK : cli_fail_library(NULL, NULL);
+    clattn_plan_release(plan);
     return code;
 }
 
@@ -123,6 +136,8 @@ static int add_device(target_list *list, const options *o, int index)
     if (!strcmp(info.type, "cpu")) {
         t.kernel = CLATTN_KERNEL_ATTN_FWD_LANES;
         add(list, o, &t);
+        t.kernel = CLATTN_KERNEL_ATTN_DECODE_LANES;
+        add(list, o, &t);
     }
     t.kernel = CLATTN_KERNEL_ATTN_FWD;
     add(list, o, &t);
@@ -139,10 +154,12 @@ int targets_open(const options *o, target_list *list)
         if (o->device) code = device_find(o->device, &only);
         if (code) return code;
     }
-    list->targets = cli_alloc("the list of devices", 2 * (int64_t)count + 1, sizeof *list->targets);
+    list->targets = cli_alloc("the list of devices", 3 * (int64_t)count + 2, sizeof *list->targets);
     if (!list->targets) return CLI_FAILED;
     target host = {.path = CLATTN_PATH_HOST, .kernel = CLATTN_KERNEL_HOST_TILE, .index = -1, .device = "-"};
     open_context(o, &host);
+    add(list, o, &host);
+    host.kernel = CLATTN_KERNEL_HOST_DECODE;
     add(list, o, &host);
     clattn_context_release(host.context);
     for (int i = 0; !code && i < count; i++)

@@ -10,13 +10,16 @@
 /* The index of --device's value. CLI_USAGE: no device has that index or name, and it has said so. */
 int device_find(const char *text, int *index);
 
-/* A context and a plan for one problem, as the options ask; it has said why when it fails. */
+/* A context and a plan for one pass of one problem, as the options ask; it has said why when it fails. */
 typedef struct runner {
     clattn_context *context;
     clattn_plan *plan;
     clattn_plan_info info;
 } runner;
-int runner_open(const options *o, const clattn_problem *p, runner *r);
+int runner_open(const options *o, const clattn_problem *p, clattn_pass pass, runner *r);
+
+/* One forward call, on the path that a runner of the other pass took. */
+int runner_forward(const runner *r, const clattn_problem *p, const clattn_forward_args *args);
 void runner_close(runner *r);
 
 /* One row of compare: a path and, on a device, a kernel. */
@@ -35,7 +38,7 @@ typedef struct target_list {
     int n;
 } target_list;
 
-/* The host, and both kernels of every device; attn_fwd_lanes on CPU devices only. o->path, o->kernel and o->device
+/* The host, and the kernels of every device; those with lanes on CPU devices only. o->path, o->kernel and o->device
  * leave out rows, o->device never the host. CLI_USAGE when none is left. */
 int targets_open(const options *o, target_list *list);
 void targets_close(target_list *list);

@@ -32,10 +32,11 @@ typedef real_int ivec __attribute__((vector_size(VECTOR_BYTES)));
 typedef real vec_anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(REAL_BITS / 8), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
-#define NOINLINE __attribute__((noinline, noclone))
 #ifdef __clang__
+#define NOINLINE __attribute__((noinline))
 #define UNROLL_FOR(header) _Pragma("clang loop unroll(full)") for (header)
 #else
+#define NOINLINE __attribute__((noinline, noclone))
 #define UNROLL_FOR(header) _Pragma("GCC unroll 16") for (header)
 #endif
 

@@ -124,6 +124,15 @@ clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_command_queue q
         b.at[i] = (int64_t)(given->offset / t->size);
     }
     clattn__launch_numbers(&b, plan->device_plan, p, args);
+    const int64_t workspace_bytes = plan->choice.workspace_bytes;
+    if (workspace_bytes) {
+        RETURN_IF(!args->workspace.mem && !args->workspace.host, INVALID_ARGUMENT,
+                  "args.workspace is absent; the plan needs %" PRId64 " bytes", workspace_bytes);
+        RETURN_IF(args->workspace.offset, INVALID_ARGUMENT, "args.workspace.offset is %zu bytes; it must be 0",
+                  args->workspace.offset);
+        FORWARD(check_mem(d, "workspace", &args->workspace, workspace_bytes, true));
+        b.workspace = args->workspace.mem;
+    }
     if (p->tensor[TENSOR_O].bytes == 0) {
         RETURN_IF_CL("clEnqueueMarkerWithWaitList", clEnqueueMarkerWithWaitList(queue, n_wait, wait_list, event));
         return CLATTN_STATUS_SUCCESS;

@@ -32,6 +32,7 @@ struct device {
 struct device_plan {
     struct device *device;
     device_kernel *kernel;
+    device_kernel *merge; /* runs after it on its partials; NULL: none */
     device_choice choice;
     cl_mem fixed; /* int64 [2][batch]: kv lengths, then query offsets, of a problem that fixes them */
 };
@@ -51,9 +52,9 @@ const char *clattn__device_probe(cl_device_id id, device_profile *profile);
 /* A device on the app's context. */
 clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **d);
 
-/* The built variant, from the device's cache or made now. */
-clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_choice *choice,
-                                    device_kernel **kernel);
+/* The built variant of the kernel `name`, from the device's cache or made now. */
+clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const char *name,
+                                    const device_choice *choice, device_kernel **kernel);
 void clattn__device_kernel_free(device_kernel *kernel);
 
 #endif

@@ -159,10 +159,10 @@ void clattn__device_kernel_free(device_kernel *k)
     free(k);
 }
 
-static clattn_status kernel_make(struct device *d, const device_choice *choice, const char *key, device_kernel **out)
+static clattn_status kernel_make(struct device *d, const char *name, const device_choice *choice, const char *key,
+                                 device_kernel **out)
 {
     cl_int code;
-    const char *name = clattn_kernel_name(choice->kernel);
     char options[OPTIONS_SIZE];
     options_make(choice, options, sizeof options);
     device_kernel *k = calloc(1, sizeof *k);
@@ -183,8 +183,8 @@ static clattn_status kernel_make(struct device *d, const device_choice *choice, 
     return CLATTN_STATUS_SUCCESS;
 }
 
-clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_choice *choice,
-                                    device_kernel **out)
+clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const char *name,
+                                    const device_choice *choice, device_kernel **out)
 {
     char options[OPTIONS_SIZE];
     const char *score = choice->score_source ? choice->score_source : "";
@@ -192,14 +192,14 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
     const size_t size = strlen(options) + strlen(score) + 64;
     char *key = malloc(size);
     RETURN_IF(!key, OUT_OF_HOST_MEMORY, "no room for a kernel's key of %zu bytes", size);
-    snprintf(key, size, "%s %s\n%s", clattn_kernel_name(choice->kernel), options, score);
+    snprintf(key, size, "%s %s\n%s", name, options, score);
     clattn_status status = CLATTN_STATUS_SUCCESS;
     pthread_mutex_lock(&d->lock);
     device_kernel *k = d->kernels;
     bool built = false;
     while (k && strcmp(k->key, key)) k = k->next;
     if (!k) {
-        status = kernel_make(d, choice, key, &k);
+        status = kernel_make(d, name, choice, key, &k);
         built = status == CLATTN_STATUS_SUCCESS;
         if (built) {
             k->next = d->kernels;
@@ -208,7 +208,7 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
     }
     pthread_mutex_unlock(&d->lock);
     free(key);
-    if (built) clattn__log(context, LOG_BUILD, "%s %s", clattn_kernel_name(choice->kernel), options);
+    if (built) clattn__log(context, LOG_BUILD, "%s %s", name, options);
     if (status != CLATTN_STATUS_SUCCESS) clattn__log(context, LOG_BUILD, "%s", clattn_last_error()->message);
     if (status == CLATTN_STATUS_SUCCESS) *out = k;
     return status;

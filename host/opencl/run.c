@@ -10,8 +10,9 @@ enum { GROUPS_MAX = 1 << 30 }; /* of one launch */
 
 /* ---- launch */
 
-static attn_args args_make(const problem *p, const launch_buffers *b, int block_q)
+static attn_args args_make(const problem *p, const launch_buffers *b, const device_choice *choice)
 {
+    const int block_q = choice->axes[AXIS_BLOCK_Q];
     const tensor_shape *t = p->tensor;
     const attn_args a = {
         .q_batch = t[TENSOR_Q].stride[0],
@@ -59,7 +60,10 @@ static attn_args args_make(const problem *p, const launch_buffers *b, int block_
         .n_kv = (int)p->n_kv,
         .n_heads_q = (int)p->n_heads_q,
         .gqa_group = (int)p->gqa_group,
-        .n_tiles = p->n_q ? (int)((p->n_q + block_q - 1) / block_q) : 1,
+        .n_tiles = choice->chunks ? choice->chunks
+                   : p->n_q       ? (int)((p->n_q + block_q - 1) / block_q)
+                                  : 1,
+        .partial_chunk = choice->partial_chunk,
         .has_lse = b->tensor[TENSOR_LSE] != NULL,
         .alibi_per_batch = p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD,
         .dropout_threshold = (u32)(p->dropout * 4294967296.0),
@@ -70,11 +74,11 @@ static attn_args args_make(const problem *p, const launch_buffers *b, int block_
 }
 
 /* Sets every argument and enqueues; the kernel's lock is held. */
-static clattn_status enqueue_locked(device_plan *plan, const problem *p, cl_command_queue queue,
-                                    const launch_buffers *b, const attn_args *a, size_t groups, cl_uint n_wait,
-                                    const cl_event *wait_list, cl_event *event)
+static clattn_status enqueue_locked(const device_plan *plan, const device_kernel *k, const problem *p,
+                                    cl_command_queue queue, const launch_buffers *b, const attn_args *a, size_t groups,
+                                    cl_uint n_wait, const cl_event *wait_list, cl_event *event)
 {
-    cl_kernel kernel = plan->kernel->kernel;
+    cl_kernel kernel = k->kernel;
     const double scale = problem_is_scored(p) ? p->scale : p->scale * 1.44269504088896340736;
     const double numbers[3] = {scale, p->softcap, 1 / (1 - p->dropout)};
     cl_uint n = 0;
@@ -87,32 +91,56 @@ static clattn_status enqueue_locked(device_plan *plan, const problem *p, cl_comm
                                                       is_f64 ? (const void *)&numbers[i] : (const void *)&number_f32));
     }
     RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, sizeof *a, a));
+    if (plan->merge) RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, sizeof(cl_mem), &b->workspace));
     const size_t local = (size_t)plan->choice.work_group_size, global = groups * local;
     RETURN_IF_CL("clEnqueueNDRangeKernel",
                  clEnqueueNDRangeKernel(queue, kernel, 1, NULL, &global, &local, n_wait, wait_list, event));
     return CLATTN_STATUS_SUCCESS;
 }
 
-clattn_status clattn__launch(device_plan *plan, const problem *p, cl_command_queue queue, const launch_buffers *b,
-                             cl_uint n_wait, const cl_event *wait_list, cl_event *event)
+/* One kernel over all its work-groups, in as many launches as that takes, one after the other. */
+static clattn_status launch_kernel(const device_plan *plan, device_kernel *k, const problem *p, cl_command_queue queue,
+                                   const launch_buffers *b, attn_args *a, int64_t groups, cl_uint n_wait,
+                                   const cl_event *wait_list, cl_event *event)
 {
-    attn_args a = args_make(p, b, plan->choice.axes[AXIS_BLOCK_Q]);
-    const int64_t groups = p->n_q ? (int64_t)a.n_tiles * p->batch * p->n_heads_q : 1;
-    cl_event last = NULL; /* a launch that needs several parts chains them */
-    for (a.first_group = 0; a.first_group < groups; a.first_group += GROUPS_MAX) {
-        const int64_t left = groups - a.first_group;
+    cl_event last = NULL;
+    for (a->first_group = 0; a->first_group < groups; a->first_group += GROUPS_MAX) {
+        const int64_t left = groups - a->first_group;
         const bool is_last = left <= GROUPS_MAX;
         cl_event done = NULL;
-        pthread_mutex_lock(&plan->kernel->lock);
+        pthread_mutex_lock(&k->lock);
         const clattn_status status =
-            enqueue_locked(plan, p, queue, b, &a, (size_t)(is_last ? left : GROUPS_MAX), last ? 1 : n_wait,
+            enqueue_locked(plan, k, p, queue, b, a, (size_t)(is_last ? left : GROUPS_MAX), last ? 1 : n_wait,
                            last ? &last : wait_list, is_last ? event : &done);
-        pthread_mutex_unlock(&plan->kernel->lock);
+        pthread_mutex_unlock(&k->lock);
         if (last) clReleaseEvent(last);
         last = done;
         FORWARD(status);
     }
     return CLATTN_STATUS_SUCCESS;
+}
+
+static void CL_CALLBACK release_event(cl_event event, cl_int status, void *user)
+{
+    (void)status, (void)user;
+    clReleaseEvent(event);
+}
+
+clattn_status clattn__launch(device_plan *plan, const problem *p, cl_command_queue queue, const launch_buffers *b,
+                             cl_uint n_wait, const cl_event *wait_list, cl_event *event)
+{
+    attn_args a = args_make(p, b, &plan->choice);
+    const int64_t rows = p->batch * p->n_heads_q * p->n_q;
+    const int64_t heads = p->batch * (plan->choice.chunks ? p->n_heads_kv : p->n_heads_q);
+    const int64_t groups = p->n_q ? a.n_tiles * heads : 1;
+    if (!plan->merge) return launch_kernel(plan, plan->kernel, p, queue, b, &a, groups, n_wait, wait_list, event);
+    cl_event partials = NULL;
+    FORWARD(launch_kernel(plan, plan->kernel, p, queue, b, &a, groups, n_wait, wait_list, &partials));
+    const clattn_status status =
+        launch_kernel(plan, plan->merge, p, queue, b, &a, p->n_q ? rows : 1, 1, &partials, event);
+    /* PoCL 3.1 aborts when what an event waits for fails and nobody holds it: hold it until then. */
+    if (clSetEventCallback(partials, CL_COMPLETE, release_event, NULL) != CL_SUCCESS) clReleaseEvent(partials);
+    return status;
 }
 
 /* ---- plan */
@@ -156,7 +184,10 @@ clattn_status clattn__device_plan_create(struct device *d, clattn_context *conte
     RETURN_IF(!plan, OUT_OF_HOST_MEMORY, "no room for a plan");
     plan->device = d;
     plan->choice = *choice;
-    clattn_status status = clattn__device_kernel(d, context, choice, &plan->kernel);
+    const char *merge = clattn__plan_merge_kernel(choice->kernel);
+    clattn_status status = clattn__device_kernel(d, context, clattn_kernel_name(choice->kernel), choice, &plan->kernel);
+    if (status == CLATTN_STATUS_SUCCESS && merge)
+        status = clattn__device_kernel(d, context, merge, choice, &plan->merge);
     if (status == CLATTN_STATUS_SUCCESS) status = trial_launch(plan, p);
     if (status == CLATTN_STATUS_SUCCESS) status = fixed_make(plan, p);
     if (status != CLATTN_STATUS_SUCCESS) {
@@ -283,16 +314,24 @@ void clattn__launch_numbers(launch_buffers *b, const device_plan *plan, const pr
     }
 }
 
+/* Enqueued commands keep the workspace alive after its release here. */
 static clattn_status launch(device_plan *plan, const problem *p, const clattn_forward_args *args,
                             const stretch s[TENSOR_COUNT], cl_event *done)
 {
     launch_buffers b = {0};
+    cl_int code = CL_SUCCESS;
     for (int i = 0; i < TENSOR_COUNT; i++) {
         b.tensor[i] = s[i].mem;
         b.at[i] = s[i].mem ? s[i].at / (int64_t)p->tensor[i].size : 0;
     }
     clattn__launch_numbers(&b, plan, p, args);
-    return clattn__launch(plan, p, plan->device->queue, &b, 0, NULL, done);
+    if (plan->choice.workspace_bytes)
+        b.workspace =
+            clCreateBuffer(plan->device->cl, CL_MEM_READ_WRITE, (size_t)plan->choice.workspace_bytes, NULL, &code);
+    RETURN_IF_CL("clCreateBuffer", code);
+    const clattn_status status = clattn__launch(plan, p, plan->device->queue, &b, 0, NULL, done);
+    if (b.workspace) clReleaseMemObject(b.workspace);
+    return status;
 }
 
 /* A failure after outputs were written is no want of memory, which promises that nothing was. */

@@ -9,6 +9,7 @@
 typedef struct launch_buffers {
     cl_mem tensor[TENSOR_COUNT];
     int64_t at[TENSOR_COUNT]; /* elements */
+    cl_mem workspace;         /* of choice.workspace_bytes, or NULL */
     u32 dropout_key[2];
 } launch_buffers;
 

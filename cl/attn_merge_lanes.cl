@@ -1,0 +1,39 @@
+/* The partials of attn_decode_lanes -> O and LSE. One work-item: one query row of one head. */
+#include "decode_lanes.clh"
+
+__kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_merge_lanes(FORWARD_PARAMETERS,
+                                                                              __global real *restrict partials)
+{
+    if (args.n_q == 0) return; /* a trial launch */
+    const merge_place at = merge_place_of(&args, args.first_group + get_group_id(0));
+    const forward_entry entry =
+        forward_entry_of(&args, at.batch, kv_lengths, query_offsets, cu_seqlens_q, cu_seqlens_kv);
+    if (at.row >= entry.n_q) return; /* a shorter sequence than the longest */
+    partials += merge_partial_at(&args, at, entry.n_q);
+    o += args.o_at + at.batch_in_tensors * args.o_batch + at.head * args.o_head +
+         (entry.q_row_first + at.row) * args.o_row;
+
+    const real sink = SINKS ? sinks[args.sinks_at + at.head] * (SCORED ? 1 : REAL_LOG2E) : -INFINITY;
+    real m = sink, l = 0;
+    for (int c = 0; c < args.n_tiles; c++) {
+        const real x = partials[c * args.partial_chunk + PARTIAL_M];
+        m = x > m || x != x ? x : m; /* a NaN stays */
+    }
+    const real base = m == -INFINITY ? 0 : m;
+    if (SINKS) l = exp2((sink - base) * SCORE_UNIT);
+    for (int c = 0; c < args.n_tiles; c++)
+        l += partials[c * args.partial_chunk + PARTIAL_L] *
+             exp2((partials[c * args.partial_chunk + PARTIAL_M] - base) * SCORE_UNIT);
+    for (int d = 0; d < HEAD_DIM_V; d += LANES) {
+        vec sum = (vec)(0);
+        for (int c = 0; c < args.n_tiles; c++) {
+            __global const real *p = partials + c * args.partial_chunk;
+            if (p[PARTIAL_M] == -INFINITY) continue; /* it saw nothing, and wrote no O */
+            sum = fma(VLOAD(p + d), (vec)(exp2((p[PARTIAL_M] - base) * SCORE_UNIT)), sum);
+        }
+        store_columns(o + d, d, HEAD_DIM_V, l == 0 ? (vec)(0) : sum / l);
+    }
+    if (args.has_lse)
+        lse[args.lse_at + at.batch_in_tensors * args.lse_batch + at.head * args.lse_head +
+            (entry.q_row_first + at.row) * args.lse_row] = l == 0 ? -INFINITY : (float)(m * SCORE_LN + log(l));
+}
