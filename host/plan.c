@@ -15,22 +15,22 @@ const char *const clattn__axis_names[AXIS_COUNT] = {
 };
 
 enum {
-    HOST_ROWS_MAX = 128,          /* AUTO runs up to so many queries and keys on the host */
-    HOST_DECODE_N_Q = 4,          /* host_decode beats host_tile up to so many query rows */
-    HOST_DECODE_ROWS = 64,        /* its rows that share a read of the keys, unless the GQA group alone has more */
-    HOST_DECODE_CHUNK = 512,      /* its keys of an item */
-    HOST_TILE_ROWS_FEW = 2048,    /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
-    HOST_TILE_CHUNK = 1024,       /* ... the keys are split, whatever the machine and the batch */
-    ROWS_MAX = 1 << 30,           /* the kernels count rows and keys in 32 bits */
-    HEAD_DIM_MAX = 1 << 24,       /* and columns */
-    LANES_ROWS = 16,              /* attn_fwd_lanes: rows of a vector */
-    LANES_VECTORS = 4,            /* most vectors of a tile */
-    LANES_KEY_STEP = 4,           /* kv blocks are a multiple */
+    HOST_ROWS_MAX = 128,            /* AUTO runs up to so many queries and keys on the host */
+    HOST_DECODE_N_Q = 4,            /* host_decode beats host_tile up to so many query rows */
+    HOST_DECODE_ROWS = 64,          /* its rows that share a read of the keys, unless the GQA group alone has more */
+    HOST_DECODE_CHUNK = 512,        /* its keys of an item */
+    HOST_TILE_ROWS_FEW = 2048,      /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
+    HOST_TILE_CHUNK = 1024,         /* ... the keys are split, whatever the machine and the batch */
+    ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
+    HEAD_DIM_MAX = 1 << 24,         /* and columns */
+    LANES_ROWS = 16,                /* attn_fwd_lanes: rows of a vector */
+    LANES_VECTORS = 4,              /* most vectors of a tile */
+    LANES_KEY_STEP = 4,             /* kv blocks are a multiple */
     LANES_PRIVATE_BEST = 256 << 10, /* bytes of private memory that stay in a core's cache */
     LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
-    DECODE_ROWS = 4,              /* attn_decode_lanes: rows of a pass over a chunk */
-    DECODE_ROWS_MOST = 16,        /* AUTO: rows that share a kv head */
-    DECODE_KEYS_LEAST = 512,      /* AUTO: keys */
+    DECODE_ROWS = 4,                /* attn_decode_lanes: rows of a pass over a chunk */
+    DECODE_ROWS_MOST = 16,          /* AUTO: rows that share a kv head */
+    DECODE_KEYS_LEAST = 512,        /* AUTO: keys */
     DECODE_CHUNK = 256,
     ATTN_FWD_PRIVATE_MOST = 1024, /* bytes of O that a work-item of attn_fwd keeps: a GPU's registers */
 };

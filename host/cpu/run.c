@@ -11,8 +11,8 @@
 #include "../plan.h"
 
 /* One call. A unit is the rows that share a read of the keys: a query tile of one head, or of a GQA group's heads when
- * decoding. An item is a unit's share of one chunk of the keys. Items are handed out one by one from a counter; worker w uses
- * the w-th part of work. Where the keys are in chunks, items leave partials, and whoever finishes a unit's last one merges
+ * decoding. An item is a unit's share of one chunk of the keys. Items are handed out one by one from a counter; worker w
+ * uses the w-th part of work. Where the keys are in chunks, items leave partials, and whoever finishes a unit's last one merges
  * them, in the chunks' order. */
 typedef struct forward_job {
     const host_plan *plan;

@@ -43,8 +43,8 @@ typedef struct host_tile {
     uint32_t dropout_key0, dropout_key1;
     int64_t batch, head, n_heads_q; /* for the score function and dropout */
 
-    void *
-        partial; /* [rows of this tile][partial_pitch] instead of o and lse: one chunk's share; NULL: all keys are here */
+    /* One chunk's share, instead of o and lse; NULL: all keys are here. */
+    void *partial; /* [rows of this tile][partial_pitch] */
 } host_tile;
 
 /* A row's partial, in reals: O unnormalised [head_dim_v], with room for a whole last vector; running maximum m in the
