@@ -83,7 +83,7 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     info->instructions = info->device = "";
     if (plan->device_plan) info->cl_kernel = plan->choice.kernel;
     if (plan->path == CLATTN_PATH_HOST) {
-        info->kernel = plan->pass == CLATTN_PASS_BACKWARD ? CLATTN_KERNEL_HOST_BACKWARD : CLATTN_KERNEL_HOST_TILE;
+        info->kernel = plan->pass == CLATTN_PASS_BACKWARD ? CLATTN_KERNEL_HOST_BACKWARD : plan->host.kernel;
         info->instructions = plan->host.ops->name;
         info->block_q = plan->host.block_q;
         info->block_kv = plan->host.block_kv;
@@ -119,7 +119,7 @@ static clattn_status run_logged(const clattn_plan *plan, const clattn_forward_ar
     clock_gettime(CLOCK_MONOTONIC, &end);
     const double seconds = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
     clattn__log(plan->context, LOG_RUN, "%s: %s on the %s, %.6f s", plan->text,
-                clattn_kernel_name(plan->path == CLATTN_PATH_HOST ? CLATTN_KERNEL_HOST_TILE : plan->choice.kernel),
+                clattn_kernel_name(plan->path == CLATTN_PATH_HOST ? plan->host.kernel : plan->choice.kernel),
                 clattn_path_name(plan->path), seconds);
     return CLATTN_STATUS_SUCCESS;
 }

@@ -16,6 +16,11 @@ const char *const clattn__axis_names[AXIS_COUNT] = {
 
 enum {
     HOST_ROWS_MAX = 128,            /* AUTO runs up to so many queries and keys on the host */
+    HOST_DECODE_N_Q = 4,            /* host_decode beats host_tile up to so many query rows */
+    HOST_DECODE_ROWS = 64,          /* its rows that share a read of the keys, unless the GQA group alone has more */
+    HOST_DECODE_CHUNK = 512,        /* its keys of an item */
+    HOST_TILE_ROWS_FEW = 2048,      /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
+    HOST_TILE_CHUNK = 1024,         /* ... the keys are split, whatever the machine and the batch */
     ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
     HEAD_DIM_MAX = 1 << 24,         /* and columns */
     LANES_ROWS = 16,                /* attn_fwd_lanes: rows of a vector */
@@ -66,6 +71,12 @@ void clattn_plan_info_init(clattn_plan_info *info)
     info->struct_size = sizeof *info;
 }
 
+static bool is_host_kernel(clattn_kernel kernel)
+{
+    return kernel == CLATTN_KERNEL_HOST_TILE || kernel == CLATTN_KERNEL_HOST_DECODE ||
+           kernel == CLATTN_KERNEL_HOST_BACKWARD;
+}
+
 clattn_status clattn__plan_check_options(const clattn_plan_options *o)
 {
     RETURN_IF(o->struct_size != sizeof *o, INVALID_ARGUMENT,
@@ -84,8 +95,7 @@ clattn_status clattn__plan_check_options(const clattn_plan_options *o)
     RETURN_IF(o->block_q < 0, INVALID_ARGUMENT, "options.block_q is %" PRId64 "; it must be at least 0", o->block_q);
     RETURN_IF(o->block_kv < 0, INVALID_ARGUMENT, "options.block_kv is %" PRId64 "; it must be at least 0", o->block_kv);
     RETURN_IF(o->n_threads < 0, INVALID_ARGUMENT, "options.n_threads is %d; it must be at least 0", o->n_threads);
-    const bool host_kernel = o->kernel == CLATTN_KERNEL_HOST_TILE || o->kernel == CLATTN_KERNEL_HOST_BACKWARD,
-               any_kernel = o->kernel == CLATTN_KERNEL_AUTO;
+    const bool host_kernel = is_host_kernel(o->kernel), any_kernel = o->kernel == CLATTN_KERNEL_AUTO;
     RETURN_IF(!any_kernel && o->path != CLATTN_PATH_AUTO && host_kernel != (o->path == CLATTN_PATH_HOST),
               INVALID_ARGUMENT, "options.kernel %s does not run on options.path %s", clattn_kernel_name(o->kernel),
               clattn_path_name(o->path));
@@ -99,7 +109,7 @@ clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options
         return o->path;
     }
     if (o->kernel != CLATTN_KERNEL_AUTO) {
-        const clattn_path path = o->kernel == CLATTN_KERNEL_HOST_TILE ? CLATTN_PATH_HOST : CLATTN_PATH_DEVICE;
+        const clattn_path path = is_host_kernel(o->kernel) ? CLATTN_PATH_HOST : CLATTN_PATH_DEVICE;
         text_add(why, "path %s: kernel %s, asked for, runs there\n", clattn_path_name(path),
                  clattn_kernel_name(o->kernel));
         return path;
@@ -139,14 +149,28 @@ static int64_t block_of(int64_t asked, int64_t automatic, int64_t sequence, int6
     return block < most ? block : most;
 }
 
+/* On the host: the lanes of host_tile would be mostly idle. */
+static bool suits_decoding(const problem *p) { return p->n_q <= HOST_DECODE_N_Q; }
+
 clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, int n_threads, host_plan *plan)
 {
     FORWARD(check_reach(p));
     RETURN_IF(p->score_function.source && !p->score_function.host, UNSUPPORTED,
               "score_function.host is NULL; the host path needs it");
     plan->ops = clattn__host_ops(p->dtype);
-    plan->block_q = (int)block_of(o->block_q, plan->ops->block_q, p->n_q, 1, plan->ops->block_q);
-    plan->block_kv = (int)block_of(o->block_kv, plan->ops->block_kv, p->n_kv, 1, 4096);
+    plan->decode = clattn__decode_ops(p->dtype);
+    plan->kernel = o->kernel == CLATTN_KERNEL_HOST_DECODE || (o->kernel == CLATTN_KERNEL_AUTO && suits_decoding(p))
+                       ? CLATTN_KERNEL_HOST_DECODE
+                       : CLATTN_KERNEL_HOST_TILE;
+    if (plan->kernel == CLATTN_KERNEL_HOST_DECODE) {
+        const int64_t rows = p->gqa_group < HOST_DECODE_ROWS ? HOST_DECODE_ROWS / p->gqa_group : 1;
+        plan->block_q = (int)block_of(o->block_q, rows, p->n_q, 1, rows);
+        plan->block_kv = plan->chunk = (int)block_of(o->block_kv, HOST_DECODE_CHUNK, p->n_kv, 1, 4096);
+    } else {
+        plan->block_q = (int)block_of(o->block_q, plan->ops->block_q, p->n_q, 1, plan->ops->block_q);
+        plan->block_kv = (int)block_of(o->block_kv, plan->ops->block_kv, p->n_kv, 1, 4096);
+        plan->chunk = p->n_q * p->n_heads_q < HOST_TILE_ROWS_FEW && p->n_kv > HOST_TILE_CHUNK ? HOST_TILE_CHUNK : 0;
+    }
     plan->n_threads = o->n_threads ? o->n_threads : n_threads;
     return CLATTN_STATUS_SUCCESS;
 }

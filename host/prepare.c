@@ -51,8 +51,17 @@ static clattn_status prepare_host(clattn_plan *plan, const clattn_plan_options *
 {
     plan->path = CLATTN_PATH_HOST;
     FORWARD(clattn__plan_host(&plan->problem, options, clattn__threads_count(plan->context->threads), &plan->host));
-    text_add(why, "kernel host_tile, %s: block_q %d, block_kv %d, at most %d threads\n", plan->host.ops->name,
-             plan->host.block_q, plan->host.block_kv, plan->host.n_threads);
+    const host_plan *h = &plan->host;
+    text_add(why, "kernel %s, %s: block_q %d, block_kv %d, at most %d threads\n", clattn_kernel_name(h->kernel),
+             h->ops->name, h->block_q, h->block_kv, h->n_threads);
+    if (h->kernel == CLATTN_KERNEL_HOST_DECODE)
+        text_add(why,
+                 "few query rows: K and V are read once for the %" PRId64
+                 " heads that share them, in chunks of %d keys "
+                 "whose partials are merged\n",
+                 plan->problem.gqa_group, h->chunk);
+    else if (h->chunk)
+        text_add(why, "few query tiles: the keys are split into chunks of %d, whose partials are merged\n", h->chunk);
     return CLATTN_STATUS_SUCCESS;
 }
 

@@ -524,7 +524,7 @@ END_TEST
 START_TEST(explain)
 {
     expect_good(FORWARD "--explain --path host");
-    ck_assert_ptr_nonnull(strstr(out, "host_tile"));
+    ck_assert_ptr_nonnull(strstr(out, "kernel host_decode"));
     ck_assert_ptr_nonnull(strstr(out, "asked for"));
 }
 END_TEST

@@ -1,7 +1,9 @@
 /* Few query rows against many keys: the kernels that split the keys, every feature, and who chooses them. */
 #include "harness.h"
 
-static const test_way decode = {"device decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES};
+enum { N_WAYS = 2 };
+static const test_way ways[N_WAYS] = {{"host decode", CLATTN_PATH_HOST, CLATTN_KERNEL_HOST_DECODE},
+                                      {"device decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES}};
 
 /* ---- right, in chunks of every size */
 
@@ -34,12 +36,34 @@ static const int64_t chunks[N_CHUNKS] = {0, 16, 240};
 
 START_TEST(right)
 {
-    const char *text = problems[_i / N_CHUNKS];
+    const char *text = problems[_i / N_CHUNKS / N_WAYS];
+    const test_way *way = &ways[_i % N_WAYS];
     test_data *t = test_data_from_text(text, (uint64_t)_i + 1);
-    if (!test_way_context(&decode, t->p.dtype)) return;
+    if (!test_way_context(way, t->p.dtype)) return;
     test_reference(t);
-    test_run(t, &decode, 0, chunks[_i % N_CHUNKS]);
+    test_run(t, way, 0, chunks[_i / N_WAYS % N_CHUNKS]);
     test_compare(t, text);
+    test_data_free(t);
+}
+END_TEST
+
+/* host_tile splits the keys too, when there are few query rows. */
+static const char *const split_tiles[] = {
+    "f32 b1 hq2 hkv1 q37 kv2500 d64",
+    "f16 b2 hq2 hkv2 q70 kv1100 d80 dv33 causal offset=1030 sinks",
+    "bf16 b1 hq1 hkv1 q9 kv3000 d32 window=1500,20 offset=2900 softcap=4 sinks",
+    "f64 b1 hq2 hkv1 q40 kv1025 d16 mask=b,1,q,kv alibi",
+    "f32 hq2 hkv1 d32 varlen=40,0,7:1500,9,2100 dropout=0.2:seed=3",
+    "f32 b1 hq1 hkv1 q20 kv2100 d32 kvlen=0 sinks",
+};
+enum { N_SPLIT_TILES = sizeof split_tiles / sizeof *split_tiles };
+
+START_TEST(split_tile_right)
+{
+    test_data *t = test_data_from_text(split_tiles[_i], (uint64_t)_i + 3);
+    test_reference(t);
+    test_run(t, &test_ways[0], 0, 0);
+    test_compare(t, split_tiles[_i]);
     test_data_free(t);
 }
 END_TEST
@@ -51,24 +75,25 @@ START_TEST(hidden_rows)
     static const char *const texts[] = {"f32 b1 hq2 hkv1 q3 kv600 d64 kvlen=550",
                                         "f32 b1 hq2 hkv1 q3 kv600 d64 causal offset=400",
                                         "f16 b1 hq2 hkv1 q3 kv600 d64 window=20,0 offset=400"};
-    test_data *t = test_data_from_text(texts[_i], 7);
-    if (!test_way_context(&decode, t->p.dtype)) return;
-    const int64_t first_hidden = _i == 0 ? 550 : 403;
+    const int which = _i / N_WAYS;
+    test_data *t = test_data_from_text(texts[which], 7);
+    if (!test_way_context(&ways[_i % N_WAYS], t->p.dtype)) return;
+    const int64_t first_hidden = which == 0 ? 550 : 403;
     for (int64_t j = first_hidden; j < 600; j++) {
         test_set_row(t, 'k', 0, 0, j, j % 2 ? (double)NAN : (double)INFINITY);
         test_set_row(t, 'v', 0, 0, j, j % 2 ? (double)INFINITY : (double)NAN);
     }
-    if (_i) test_set_row(t, 'v', 0, 0, 402, (double)NAN); /* the last row sees it, the others do not */
+    if (which) test_set_row(t, 'v', 0, 0, 402, (double)NAN); /* the last row sees it, the others do not */
     test_reference(t);
-    test_run(t, &decode, 0, 0);
-    test_compare(t, texts[_i]);
+    test_run(t, &ways[_i % N_WAYS], 0, 0);
+    test_compare(t, texts[which]);
     test_data_free(t);
 }
 END_TEST
 
-/* ---- the choice, and the bits */
+/* ---- the choice */
 
-static clattn_kernel kernel_of(const char *text)
+static clattn_kernel kernel_of(const char *text, clattn_path path)
 {
     clattn_problem p;
     clattn_plan_options options;
@@ -76,7 +101,7 @@ static clattn_kernel kernel_of(const char *text)
     clattn_plan_info info;
     test_ok(clattn_problem_from_text(text, &p));
     clattn_plan_options_init(&options);
-    options.path = CLATTN_PATH_DEVICE;
+    options.path = path;
     test_ok(clattn_plan_create(test_context(), &p, &options, &plan));
     clattn_plan_info_init(&info);
     test_ok(clattn_plan_get_info(plan, &info));
@@ -84,27 +109,40 @@ static clattn_kernel kernel_of(const char *text)
     return info.kernel;
 }
 
-START_TEST(chosen)
+START_TEST(chosen_on_host)
+{
+    const clattn_path host = CLATTN_PATH_HOST;
+    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv2 q1 kv600 d64", host), CLATTN_KERNEL_HOST_DECODE);
+    ck_assert_int_eq(kernel_of("f32 b1 hq1 hkv1 q4 kv1 d1", host), CLATTN_KERNEL_HOST_DECODE);
+    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv8 q5 kv600 d64", host), CLATTN_KERNEL_HOST_TILE);
+}
+END_TEST
+
+START_TEST(chosen_on_device)
 {
     clattn_device_info info;
-    if (!test_way_context(&decode, CLATTN_DTYPE_F32)) return;
+    if (!test_way_context(&ways[1], CLATTN_DTYPE_F32)) return;
     ck_assert(test_device_info(&info));
+    const clattn_path device = CLATTN_PATH_DEVICE;
     const bool cpu = !strcmp(info.type, "cpu");
     const clattn_kernel few = cpu ? CLATTN_KERNEL_ATTN_DECODE_LANES : CLATTN_KERNEL_ATTN_FWD;
     const clattn_kernel many = cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
-    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv2 q1 kv600 d64"), few);
-    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv8 q16 kv600 d64"), few);
-    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv8 q64 kv600 d64"), many);
-    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv2 q1 kv100 d64"), many);
+    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv2 q1 kv600 d64", device), few);
+    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv8 q16 kv600 d64", device), few);
+    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv8 q64 kv600 d64", device), many);
+    ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv2 q1 kv100 d64", device), many);
 }
 END_TEST
+
+/* ---- the same bits: in a batch, and for any number of threads */
 
 /* A sequence alone, and as the second of a batch, has the same bits. */
 START_TEST(alone_and_in_a_batch)
 {
     test_data *one = test_data_from_text("f32 b1 hq4 hkv2 q2 kv700 d64 causal offset=698", 5);
     test_data *two = test_data_from_text("f32 b2 hq4 hkv2 q2 kv700 d64 causal offset=698", 9);
-    if (!test_way_context(&decode, CLATTN_DTYPE_F32)) return;
+    const test_way *way = &ways[_i];
+    if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
     for (int64_t h = 0; h < 4; h++)
         for (int64_t j = 0; j < 700; j++)
             for (int64_t d = 0; d < 64; d++) {
@@ -112,8 +150,8 @@ START_TEST(alone_and_in_a_batch)
                 if (h < 2) test_set(two, 'k', 1, h, j, d, test_get(one, 'k', 0, h, j, d));
                 if (h < 2) test_set(two, 'v', 1, h, j, d, test_get(one, 'v', 0, h, j, d));
             }
-    test_run(one, &decode, 0, 0);
-    test_run(two, &decode, 0, 0);
+    test_run(one, way, 0, 0);
+    test_run(two, way, 0, 0);
     for (int64_t h = 0; h < 4; h++)
         for (int64_t i = 0; i < 2; i++)
             for (int64_t d = 0; d < 64; d++)
@@ -123,13 +161,39 @@ START_TEST(alone_and_in_a_batch)
 }
 END_TEST
 
+static const char *const threaded[] = {"f32 b1 hq6 hkv2 q2 kv5000 d64 causal offset=4998",
+                                       "f16 b2 hq2 hkv2 q20 kv6000 d40 sinks", "bf16 b1 hq1 hkv1 q1 kv9000 d128"};
+
+START_TEST(thread_counts)
+{
+    static const int counts[] = {1, 2, 3, 8};
+    const test_way *way = _i == 1 ? &test_ways[0] : &ways[0];
+    test_data *t = test_data_from_text(threaded[_i], 11);
+    uint64_t bits[4][64];
+    for (int n = 0; n < 4; n++) {
+        clattn_plan *plan = test_plan(test_host_context(), &t->p, way, 0, 0, counts[n]);
+        test_forward(t, plan);
+        clattn_plan_release(plan);
+        for (int k = 0; k < 64; k++)
+            bits[n][k] = test_get_bits(t, 'o', k % t->p.batch, k % t->p.n_heads_q, k % t->p.n_q, k % t->p.head_dim_v);
+        ck_assert_mem_eq(bits[n], bits[0], sizeof bits[0]);
+    }
+    test_data_free(t);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *s = suite_create("decode");
-    TCase *t = test_case(s, "device");
-    tcase_add_loop_test(t, right, 0, N_PROBLEMS * N_CHUNKS);
-    tcase_add_loop_test(t, hidden_rows, 0, 3);
-    tcase_add_test(t, chosen);
-    tcase_add_test(t, alone_and_in_a_batch);
+    TCase *t = test_case(s, "right");
+    tcase_add_loop_test(t, right, 0, N_PROBLEMS * N_CHUNKS * N_WAYS);
+    tcase_add_loop_test(t, split_tile_right, 0, N_SPLIT_TILES);
+    tcase_add_loop_test(t, hidden_rows, 0, 3 * N_WAYS);
+    t = test_case(s, "choice");
+    tcase_add_test(t, chosen_on_host);
+    tcase_add_test(t, chosen_on_device);
+    t = test_case(s, "bits");
+    tcase_add_loop_test(t, alone_and_in_a_batch, 0, N_WAYS);
+    tcase_add_loop_test(t, thread_counts, 0, 3);
     return s;
 }

@@ -65,7 +65,7 @@ static int compare(const options *o, const inputs *in, const target_list *list)
             code = failed;
             break;
         }
-        if (t->path == CLATTN_PATH_HOST && !out.status) host_seconds = out.seconds;
+        if (t->path == CLATTN_PATH_HOST && host_seconds == 0 && !out.status) host_seconds = out.seconds;
         print_row(t, width, &out, host_seconds);
         if (!out.ok && out.status != CLATTN_STATUS_UNSUPPORTED) code = CLI_FAILED;
     }

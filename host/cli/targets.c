@@ -154,10 +154,12 @@ int targets_open(const options *o, target_list *list)
         if (o->device) code = device_find(o->device, &only);
         if (code) return code;
     }
-    list->targets = cli_alloc("the list of devices", 3 * (int64_t)count + 1, sizeof *list->targets);
+    list->targets = cli_alloc("the list of devices", 3 * (int64_t)count + 2, sizeof *list->targets);
     if (!list->targets) return CLI_FAILED;
     target host = {.path = CLATTN_PATH_HOST, .kernel = CLATTN_KERNEL_HOST_TILE, .index = -1, .device = "-"};
     open_context(o, &host);
+    add(list, o, &host);
+    host.kernel = CLATTN_KERNEL_HOST_DECODE;
     add(list, o, &host);
     clattn_context_release(host.context);
     for (int i = 0; !code && i < count; i++)

@@ -6,6 +6,7 @@
 #endif
 
 #include "backward.h"
+#include "decode.h"
 #include "tile.h"
 
 extern const host_ops clattn__host_ops_f32_portable, clattn__host_ops_f64_portable;
@@ -18,6 +19,12 @@ extern const backward_ops clattn__backward_ops_f32_portable, clattn__backward_op
 #ifdef CLATTN_X86
 extern const backward_ops clattn__backward_ops_f32_avx2, clattn__backward_ops_f64_avx2;
 extern const backward_ops clattn__backward_ops_f32_avx512, clattn__backward_ops_f64_avx512;
+#endif
+
+extern const decode_ops clattn__decode_ops_f32_portable, clattn__decode_ops_f64_portable;
+#ifdef CLATTN_X86
+extern const decode_ops clattn__decode_ops_f32_avx2, clattn__decode_ops_f64_avx2;
+extern const decode_ops clattn__decode_ops_f32_avx512, clattn__decode_ops_f64_avx512;
 #endif
 
 enum { RUNG_PORTABLE, RUNG_AVX2, RUNG_AVX512, RUNG_COUNT };
@@ -35,6 +42,14 @@ static const backward_ops *const backward_ladder[RUNG_COUNT][2] = {
 #ifdef CLATTN_X86
     [RUNG_AVX2] = {&clattn__backward_ops_f32_avx2, &clattn__backward_ops_f64_avx2},
     [RUNG_AVX512] = {&clattn__backward_ops_f32_avx512, &clattn__backward_ops_f64_avx512},
+#endif
+};
+
+static const decode_ops *const decode_ladder[RUNG_COUNT][2] = {
+    [RUNG_PORTABLE] = {&clattn__decode_ops_f32_portable, &clattn__decode_ops_f64_portable},
+#ifdef CLATTN_X86
+    [RUNG_AVX2] = {&clattn__decode_ops_f32_avx2, &clattn__decode_ops_f64_avx2},
+    [RUNG_AVX512] = {&clattn__decode_ops_f32_avx512, &clattn__decode_ops_f64_avx512},
 #endif
 };
 
@@ -68,4 +83,9 @@ const host_ops *clattn__host_ops(clattn_dtype dtype) { return ladder[rung_in_use
 const backward_ops *clattn__backward_ops(clattn_dtype dtype)
 {
     return backward_ladder[rung_in_use()][dtype == CLATTN_DTYPE_F64];
+}
+
+const decode_ops *clattn__decode_ops(clattn_dtype dtype)
+{
+    return decode_ladder[rung_in_use()][dtype == CLATTN_DTYPE_F64];
 }

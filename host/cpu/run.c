@@ -3,13 +3,17 @@
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "../../cl/args.clh"
 #include "../../cl/dropout.clh"
 #include "../error.h"
 #include "../plan.h"
 
-/* One call. Tiles are handed out one by one from a counter; worker w uses the w-th part of work. */
+/* One call. A unit is the rows that share a read of the keys: a query tile of one head, or of a GQA group's heads when
+ * decoding. An item is a unit's share of one chunk of the keys. Items are handed out one by one from a counter; worker w
+ * uses the w-th part of work. Where the keys are in chunks, items leave partials, and whoever finishes a unit's last one merges
+ * them, in the chunks' order. */
 typedef struct forward_job {
     const host_plan *plan;
     const problem *p;
@@ -17,8 +21,12 @@ typedef struct forward_job {
     char *work;
     size_t work_bytes; /* of one worker */
     philox_block dropout_key;
+    int heads; /* of a unit */
     int tiles; /* of one head */
-    int64_t n_items;
+    int64_t n_units, n_chunks, n_items;
+    char *partials;       /* [n_units][n_chunks][heads][block_q][partial_pitch] reals, or NULL: units have all keys */
+    int64_t chunk_bytes;  /* of one unit's partials in one chunk */
+    atomic_int *finished; /* [n_units] chunks */
     _Atomic int64_t next;
 } forward_job;
 
@@ -88,13 +96,46 @@ static host_tile tile_make(const forward_job *job, int batch, int head, int inde
     return tile;
 }
 
-static void tile_run(const forward_job *job, int64_t item, void *work)
+static size_t whole_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static size_t heads_bytes(int heads) { return whole_lines((size_t)heads * sizeof(host_tile)); }
+
+static int64_t partial_row_bytes(const problem *p)
 {
-    const attn_place at = attn_place_of(item, job->tiles, (int)job->p->n_heads_q, (int)job->p->gqa_group);
+    return partial_pitch((int)p->head_dim_v) * (p->dtype == CLATTN_DTYPE_F64 ? 8 : 4);
+}
+
+/* The chunk's keys and where its partials go. */
+static void chunk_cut(const forward_job *job, host_tile *tile, int64_t chunk, char *partials)
+{
+    tile->key_first = (int)(chunk * job->plan->chunk);
+    tile->band.length = min_int(tile->band.length, tile->key_first + job->plan->chunk);
+    tile->partial = partials;
+}
+
+/* work: the unit's heads, then the kernel's. */
+static void item_run(const forward_job *job, int64_t item, char *work)
+{
+    const host_plan *plan = job->plan;
+    const int64_t unit = item / job->n_chunks, chunk = item % job->n_chunks;
+    const int n_heads = (int)job->p->n_heads_q / job->heads;
+    const attn_place at = attn_place_of(unit, job->tiles, n_heads, 1);
     const problem_entry entry = clattn__problem_entry(job->p, job->args, at.batch);
-    if ((int64_t)at.tile * job->plan->block_q >= entry.n_q) return; /* a shorter sequence than the longest */
-    const host_tile tile = tile_make(job, at.batch, at.head, at.tile, &entry);
-    job->plan->ops->tile_forward(&tile, work);
+    if ((int64_t)at.tile * plan->block_q >= entry.n_q) return; /* a shorter sequence than the longest */
+    host_tile *heads = (host_tile *)work;
+    char *partials = job->partials ? job->partials + unit * job->n_chunks * job->chunk_bytes : NULL;
+    for (int h = 0; h < job->heads; h++) {
+        heads[h] = tile_make(job, at.batch, at.head * job->heads + h, at.tile, &entry);
+        if (partials) chunk_cut(job, &heads[h], chunk, partials + chunk * job->chunk_bytes);
+    }
+    if (plan->kernel == CLATTN_KERNEL_HOST_DECODE)
+        plan->decode->decode_chunk(heads, job->heads, work + heads_bytes(job->heads));
+    else
+        plan->ops->tile_forward(heads, work + heads_bytes(job->heads));
+    if (!partials || atomic_fetch_add(&job->finished[unit], 1) + 1 < job->n_chunks) return;
+    const int64_t head_bytes = (heads->row_end - heads->row_first) * partial_row_bytes(job->p);
+    for (int h = 0; h < job->heads; h++)
+        plan->decode->partials_merge(&heads[h], partials + h * head_bytes, job->chunk_bytes, job->n_chunks);
 }
 
 static void worker(void *argument, size_t w)
@@ -103,7 +144,7 @@ static void worker(void *argument, size_t w)
     for (;;) {
         const int64_t item = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed);
         if (item >= job->n_items) return;
-        tile_run(job, item, job->work + w * job->work_bytes);
+        item_run(job, item, job->work + w * job->work_bytes);
     }
 }
 
@@ -112,10 +153,14 @@ static philox_block dropout_key(uint64_t seed, uint64_t offset)
     return philox((u32)offset, (u32)(offset >> 32), 0, 0, (u32)seed, (u32)(seed >> 32));
 }
 
-static size_t work_bytes_of(const host_plan *plan, const problem *p)
+/* Of one worker. */
+static size_t work_bytes_of(const host_plan *plan, const problem *p, int heads)
 {
-    const size_t bytes = plan->ops->work_bytes((int)p->head_dim_qk, (int)p->head_dim_v, plan->block_kv, p->dtype);
-    return (bytes + 63) / 64 * 64;
+    const int dim_qk = (int)p->head_dim_qk;
+    const size_t bytes = plan->kernel == CLATTN_KERNEL_HOST_DECODE
+                             ? plan->decode->work_bytes(dim_qk, heads * plan->block_q, plan->chunk)
+                             : plan->ops->work_bytes(dim_qk, (int)p->head_dim_v, plan->block_kv, p->dtype);
+    return heads_bytes(heads) + whole_lines(bytes);
 }
 
 /* Multiply-adds of the keys that the band shows, about: a thread that would get fewer than the least costs more than it
@@ -136,21 +181,43 @@ static int64_t workers_for(const host_plan *plan, const problem *p, host_threads
     return n > 1 ? n : 1;
 }
 
+/* Partials and their counters; no more than PTRDIFF_MAX in all. */
+static size_t partials_bytes(forward_job *job)
+{
+    if (!job->plan->chunk) return 0;
+    const size_t finished = whole_lines((size_t)job->n_units * sizeof *job->finished);
+    job->chunk_bytes = (int64_t)job->heads * job->plan->block_q * partial_row_bytes(job->p);
+    const double bytes = (double)job->n_items * (double)job->chunk_bytes + (double)finished;
+    return bytes < 0x1p60 ? (size_t)(job->n_items * job->chunk_bytes) + finished : PTRDIFF_MAX;
+}
+
+static void partials_place(forward_job *job, char *at)
+{
+    job->partials = at;
+    job->finished = (atomic_int *)(at + job->n_items * job->chunk_bytes);
+    for (int64_t i = 0; i < job->n_units; i++) atomic_init(&job->finished[i], 0);
+}
+
 clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host_threads *threads,
                                    const clattn_forward_args *args)
 {
     _Alignas(64) char small_work[48 << 10];
     forward_job job = {.plan = plan, .p = p, .args = args};
+    job.heads = plan->kernel == CLATTN_KERNEL_HOST_DECODE ? (int)p->gqa_group : 1;
     job.tiles = (int)((p->n_q + plan->block_q - 1) / plan->block_q);
-    job.n_items = p->batch * p->n_heads_q * job.tiles;
+    job.n_units = p->batch * (p->n_heads_q / job.heads) * job.tiles;
+    job.n_chunks = plan->chunk && p->n_kv > plan->chunk ? (p->n_kv + plan->chunk - 1) / plan->chunk : 1;
+    job.n_items = job.n_units * job.n_chunks;
     if (job.n_items == 0) return CLATTN_STATUS_SUCCESS;
     job.dropout_key = dropout_key(args->dropout_seed, args->dropout_offset);
 
     const int64_t n_workers = workers_for(plan, p, threads, job.n_items);
-    job.work_bytes = work_bytes_of(plan, p);
-    const size_t all = job.work_bytes * (size_t)n_workers;
-    job.work = all <= sizeof small_work ? small_work : aligned_alloc(64, all);
+    job.work_bytes = work_bytes_of(plan, p, job.heads);
+    const size_t workers_bytes = job.work_bytes * (size_t)n_workers;
+    const size_t all = workers_bytes + partials_bytes(&job);
+    job.work = all <= sizeof small_work ? small_work : all < PTRDIFF_MAX ? aligned_alloc(64, all) : NULL;
     RETURN_IF(!job.work, OUT_OF_HOST_MEMORY, "no room for %zu bytes of work space", all);
+    if (plan->chunk) partials_place(&job, job.work + workers_bytes);
     if (n_workers == 1)
         worker(&job, 0);
     else
@@ -165,8 +232,9 @@ clattn_status clattn__host_scores(const problem *p, const clattn_forward_args *a
     host_plan plan;
     clattn_plan_options options;
     clattn_plan_options_init(&options);
+    options.kernel = CLATTN_KERNEL_HOST_TILE;
     FORWARD(clattn__plan_host(p, &options, 1, &plan));
-    forward_job job = {.plan = &plan, .p = p, .args = args, .work_bytes = work_bytes_of(&plan, p)};
+    forward_job job = {.plan = &plan, .p = p, .args = args, .work_bytes = work_bytes_of(&plan, p, 1)};
     const problem_entry entry = clattn__problem_entry(p, args, batch);
     const size_t o_bytes = (size_t)(entry.n_q * p->head_dim_v) * clattn_dtype_size(p->dtype);
     float *lse = malloc(sizeof *lse * (size_t)entry.n_q + 1); /* [n_q] */

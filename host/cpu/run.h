@@ -3,12 +3,16 @@
 #define CLATTN_CPU_RUN_H
 
 #include "../problem.h"
+#include "decode.h"
 #include "threads.h"
 #include "tile.h"
 
 typedef struct host_plan {
+    clattn_kernel kernel; /* HOST_TILE or HOST_DECODE */
     const host_ops *ops;
+    const decode_ops *decode;
     int block_q, block_kv; /* rows of a tile, keys of a block */
+    int chunk;             /* keys of an item whose partials are merged; 0: items have all keys */
     int n_threads;         /* at most */
 } host_plan;
 

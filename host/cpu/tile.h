@@ -20,6 +20,7 @@ typedef struct host_tile {
     int head_dim_qk, head_dim_v;
     int row_first, row_end; /* the rows of this tile, at most host_ops.block_q of them */
     int block_kv;
+    int key_first; /* keys before it belong to other chunks, and those from band.length on */
     mask_band band;
     double scale;
 
@@ -41,7 +42,15 @@ typedef struct host_tile {
     double dropout;
     uint32_t dropout_key0, dropout_key1;
     int64_t batch, head, n_heads_q; /* for the score function and dropout */
+
+    /* One chunk's share, instead of o and lse; NULL: all keys are here. */
+    void *partial; /* [rows of this tile][partial_pitch] */
 } host_tile;
+
+/* A row's partial, in reals: O unnormalised [head_dim_v], with room for a whole last vector; running maximum m in the
+ * scores' unit; sum l. A row that saw nothing of its chunk has O = 0, m = -infinity, l = 0. */
+static inline int partial_state_at(int head_dim_v) { return (head_dim_v + 15) / 16 * 16; }
+static inline int64_t partial_pitch(int head_dim_v) { return partial_state_at(head_dim_v) + 16; }
 
 /* One instruction set's code for f32 accumulation (f32, f16, bf16) or f64. */
 typedef struct host_ops {

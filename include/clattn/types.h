@@ -42,10 +42,11 @@ typedef enum clattn_path {
 
 /* Which implementation of the tile loop. XX(name, value, text) */
 #define CLATTN_KERNEL_MAP(XX)                                                                                          \
-    XX(AUTO, 0, "auto")                     /* attn_fwd_lanes on CPU devices, attn_fwd on others */                    \
+    XX(AUTO, 0, "auto")                     /* what suits the problem and the device */                                \
     XX(HOST_TILE, 1, "host_tile")           /* host path: vectors of query rows, one file per instruction set */       \
     XX(ATTN_FWD, 2, "attn_fwd")             /* device path: K and V blocks staged in local memory */                   \
     XX(ATTN_FWD_LANES, 3, "attn_fwd_lanes") /* device path for CPU devices: one work-item a tile, no barrier */        \
+    XX(HOST_DECODE, 4, "host_decode")       /* host path, few query rows: vectors of a head's elements */              \
     XX(ATTN_DECODE_LANES, 5,                                                                                           \
        "attn_decode_lanes")               /* device path for CPU devices: few query rows, the keys in chunks */        \
     XX(HOST_BACKWARD, 8, "host_backward") /* host path, backward: tiles of keys, one file per instruction set */
