@@ -81,10 +81,12 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     clattn_plan_info_init(info);
     info->path = plan->path;
     info->instructions = info->device = "";
+    info->products = plan->problem.dtype == CLATTN_DTYPE_F64 ? CLATTN_DTYPE_F64 : CLATTN_DTYPE_F32;
     if (plan->device_plan) info->cl_kernel = plan->choice.kernel;
     if (plan->path == CLATTN_PATH_HOST) {
         info->kernel = plan->pass == CLATTN_PASS_BACKWARD ? CLATTN_KERNEL_HOST_BACKWARD : plan->host.kernel;
-        info->instructions = plan->host.ops->name;
+        info->instructions = plan->host.instructions;
+        if (info->kernel == CLATTN_KERNEL_HOST_TILE) info->products = plan->host.ops->products;
         info->block_q = plan->host.block_q;
         info->block_kv = plan->host.block_kv;
         info->n_threads = plan->host.n_threads;

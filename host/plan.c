@@ -171,6 +171,7 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
         plan->block_kv = (int)block_of(o->block_kv, plan->ops->block_kv, p->n_kv, 1, 4096);
         plan->chunk = p->n_q * p->n_heads_q < HOST_TILE_ROWS_FEW && p->n_kv > HOST_TILE_CHUNK ? HOST_TILE_CHUNK : 0;
     }
+    plan->instructions = plan->kernel == CLATTN_KERNEL_HOST_TILE ? plan->ops->name : plan->decode->name;
     plan->n_threads = o->n_threads ? o->n_threads : n_threads;
     return CLATTN_STATUS_SUCCESS;
 }

@@ -53,14 +53,17 @@ static clattn_status prepare_host(clattn_plan *plan, const clattn_plan_options *
     FORWARD(clattn__plan_host(&plan->problem, options, clattn__threads_count(plan->context->threads), &plan->host));
     const host_plan *h = &plan->host;
     text_add(why, "kernel %s, %s: block_q %d, block_kv %d, at most %d threads\n", clattn_kernel_name(h->kernel),
-             h->ops->name, h->block_q, h->block_kv, h->n_threads);
-    if (h->kernel == CLATTN_KERNEL_HOST_DECODE)
+             h->instructions, h->block_q, h->block_kv, h->n_threads);
+    if (h->kernel == CLATTN_KERNEL_HOST_DECODE) {
         text_add(why,
                  "few query rows: K and V are read once for the %" PRId64
-                 " heads that share them, in chunks of %d keys "
-                 "whose partials are merged\n",
+                 " heads that share them, in chunks of %d keys whose partials are merged\n",
                  plan->problem.gqa_group, h->chunk);
-    else if (h->chunk)
+        return CLATTN_STATUS_SUCCESS;
+    }
+    if (h->ops->products == CLATTN_DTYPE_BF16)
+        text_add(why, "bf16 products: P is rounded to bf16, scores and sums are f32\n");
+    if (h->chunk)
         text_add(why, "few query tiles: the keys are split into chunks of %d, whose partials are merged\n", h->chunk);
     return CLATTN_STATUS_SUCCESS;
 }
@@ -83,8 +86,9 @@ static clattn_status prepare_backward(clattn_plan *plan, const clattn_plan_optio
     plan->path = CLATTN_PATH_HOST;
     FORWARD(clattn__plan_host(&plan->problem, options, clattn__threads_count(plan->context->threads), &plan->host));
     plan->host.block_q = plan->host.block_kv = BACKWARD_BLOCK;
+    plan->host.instructions = plan->host.decode->name; /* of the same rung, and in f32 or f64 too */
     text_add(why, "path host: no device kernel computes gradients so far\n");
-    text_add(why, "kernel host_backward, %s: block_q %d, block_kv %d, at most %d threads\n", plan->host.ops->name,
+    text_add(why, "kernel host_backward, %s: block_q %d, block_kv %d, at most %d threads\n", plan->host.instructions,
              plan->host.block_q, plan->host.block_kv, plan->host.n_threads);
     return CLATTN_STATUS_SUCCESS;
 }

@@ -83,6 +83,7 @@ typedef struct test_data {
     const void *score_data;                /* the test's own */
     int64_t *cu_seqlens_q, *cu_seqlens_kv; /* [batch + 1] or NULL; the test fills them */
     uint64_t dropout_seed;
+    clattn_dtype products;   /* of the last run's plan */
     double *ref_o, *ref_lse; /* dense; from test_reference */
     test_block blocks[5];    /* of q, k, v, o, lse; packed: k and v have none */
     char text[200];          /* the problem, and after test_run the way and block sizes */

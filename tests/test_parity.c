@@ -43,6 +43,38 @@ END_TEST
 START_TEST(head_dims_on_device) { run_head_dim(CLATTN_DTYPE_F32, head_dims[_i / 2], &test_ways[1 + _i % 2]); }
 END_TEST
 
+/* ---- instruction sets of the host, the widest first; one that the machine lacks runs the next */
+
+static const char *const sets[] = {"avx512_bf16", "avx512", "avx2", "portable"};
+static const char *const set_problems[] = {
+    "hq4 hkv2 q70 kv133 d31 dv33 window=40,5",
+    "b2 hq2 hkv2 q65 kv300 d64 causal offset=per-batch mask=b,1,q,kv",
+    "hq3 hkv1 q130 kv257 d80 dv46 softcap=3 alibi bias sinks kvlen=201",
+    "hq2 hkv2 q40 kv90 d16 dropout=0.3:seed=3",
+    "hq2 hkv1 d40 varlen=37,0,5:100,9,33",
+};
+
+START_TEST(instruction_sets)
+{
+    char text[128];
+    const clattn_dtype dtype = dtypes[_i % COUNT(dtypes)];
+    const char *set = sets[_i / COUNT(dtypes) % COUNT(sets)];
+    snprintf(text, sizeof text, "%s %s", clattn_dtype_name(dtype), set_problems[_i / COUNT(dtypes) / COUNT(sets)]);
+    test_data *t = test_data_from_text(text, (uint64_t)_i + 5);
+    for (int64_t d = 0; !strstr(text, "varlen") && d < 16; d++) { /* seen by some rows of a tile only, or by none */
+        test_set(t, 'v', 0, 0, 60, d, d % 2 ? (double)NAN : (double)INFINITY);
+        test_set(t, 'v', 0, 0, t->p.n_kv - 1, d, d % 2 ? (double)-INFINITY : (double)NAN);
+    }
+    test_reference(t);
+    setenv("CLATTN_CPU", set, 1);
+    test_run(t, &test_ways[0], 0, 0);
+    unsetenv("CLATTN_CPU");
+    if (strcmp(set, "avx512_bf16") || dtype != CLATTN_DTYPE_BF16) ck_assert_int_ne(t->products, CLATTN_DTYPE_BF16);
+    test_compare(t, set);
+    test_data_free(t);
+}
+END_TEST
+
 /* Each costs two kernels, so the other types take a spread: least, odd, common and past a power of two. */
 static const struct {
     clattn_dtype dtype;
@@ -548,6 +580,7 @@ Suite *test_suite(void)
     Suite *suite = suite_create("parity");
     TCase *dims = test_case(suite, "head dimensions");
     tcase_add_loop_test(dims, head_dims_on_host, 0, COUNT(head_dims) * COUNT(dtypes));
+    tcase_add_loop_test(dims, instruction_sets, 0, COUNT(set_problems) * COUNT(sets) * COUNT(dtypes));
     tcase_add_loop_test(dims, head_dims_on_device, 0, COUNT(head_dims) * 2);
     tcase_add_loop_test(dims, types_on_device, 0, COUNT(typed_dims) * 2);
     tcase_add_loop_test(dims, value_dim_differs, 0, COUNT(value_dims) * TEST_WAYS);

@@ -11,6 +11,7 @@ typedef struct host_plan {
     clattn_kernel kernel; /* HOST_TILE or HOST_DECODE */
     const host_ops *ops;
     const decode_ops *decode;
+    const char *instructions;
     int block_q, block_kv; /* rows of a tile, keys of a block */
     int chunk;             /* keys of an item whose partials are merged; 0: items have all keys */
     int n_threads;         /* at most */

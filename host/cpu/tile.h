@@ -55,6 +55,7 @@ static inline int64_t partial_pitch(int head_dim_v) { return partial_state_at(he
 /* One instruction set's code for f32 accumulation (f32, f16, bf16) or f64. */
 typedef struct host_ops {
     const char *name;
+    clattn_dtype products;
     int block_q, block_kv; /* most rows of a tile; keys of a kv block that suit the caches */
     size_t (*work_bytes)(int head_dim_qk, int head_dim_v, int block_kv, clattn_dtype dtype);
     void (*tile_forward)(const host_tile *tile, void *work); /* work: aligned to 64 bytes */

@@ -136,8 +136,12 @@ INLINE vec vec_exp2(vec x, real unit)
 {
 #if REAL_BITS == 32
     const real rounder = 12582912.0f + 127.0f, least = -127.0f;
+#ifdef PRODUCTS_BF16 /* 2e-7, far below the rounding of the result to bf16 */
+    static const real factor[] = {1.3264727e-3f, 9.671513e-3f, 5.5507336e-2f, 2.4022243e-1f, 6.931470e-1f, 1.0f};
+#else
     static const real factor[] = {1.5403530394e-4f, 1.3333558146e-3f, 9.6181291e-3f, 5.5504109e-2f,
                                   2.4022651e-1f,    6.9314718e-1f,    1.0f};
+#endif
     enum { MANTISSA = 23 };
 #else
     const real rounder = 6755399441055744.0 + 1023.0, least = -1023.0;

@@ -249,7 +249,9 @@ typedef struct clattn_plan_info {
     clattn_path path;         /* HOST or DEVICE: where clattn_forward runs */
     clattn_kernel kernel;     /* what clattn_forward runs */
     clattn_kernel cl_kernel;  /* what clattn_enqueue_forward runs; AUTO when the plan cannot be enqueued */
-    const char *instructions; /* host path: "avx512", "avx2", "portable"; "" on the device path */
+    clattn_dtype products;    /* what Q K' and P V are multiplied in: F32, F64, or BF16, which rounds P, but neither
+                                 scores nor sums, to bf16 */
+    const char *instructions; /* host path: "avx512_bf16", "avx512", "avx2", "portable"; "" on the device path */
     const char *device;       /* device path: the device's name; "" on the host path */
     int64_t block_q, block_kv;
     int64_t work_group_size; /* work-items; 0 on the host path */

@@ -1,0 +1,3 @@
+#define REAL_BITS 32
+#define PRODUCTS_BF16 1
+#include "tile.inc"
