@@ -29,9 +29,9 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORW
     v += args.v_at + at.batch * args.v_batch + at.kv_head * args.v_head + entry.kv_row_first * args.v_row;
     o += args.o_at + at.batch * args.o_batch + at.head * args.o_head + entry.q_row_first * args.o_row;
 
-    vec q_tile[Q_COLUMNS * ROW_VECTORS]; /* [HEAD_DIM_QK][ROW_VECTORS] */
-    vec o_tile[O_COLUMNS * ROW_VECTORS]; /* [HEAD_DIM_V][ROW_VECTORS], unnormalised */
-    vec s[BLOCK_KV * ROW_VECTORS];       /* [BLOCK_KV][ROW_VECTORS], scores, then probs */
+    vec q_tile[Q_COLUMNS * ROW_VECTORS]; /* [panels][HEAD_DIM_QK][PANEL] */
+    vec o_tile[O_COLUMNS * ROW_VECTORS]; /* [panels][HEAD_DIM_V][PANEL], unnormalised */
+    vec s[S_KEYS * ROW_VECTORS];         /* [panels][S_KEYS][PANEL], scores, then probs */
     vec m[ROW_VECTORS], l[ROW_VECTORS], rescale[ROW_VECTORS];
     real decoded[DECODED_SIZE]; /* [BLOCK_KV][HEAD_DIM] of K or V, when they are stored in 16 bits */
     i64 pitch;
@@ -44,23 +44,24 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORW
         l[r] = (vec)(sink == -INFINITY ? 0 : 1);
     }
 
-    const int end = mask_end(band, row_last), open = min(mask_first(band, row_last), end);
-    const int edge = max(open, mask_end(band, row_first)); /* every row sees the keys of [open, edge) */
-    for (int j0 = mask_first(band, row_first), n; j0 < end; j0 += n) {
-        const kv_step step = kv_step_of(band, row_first, j0, open, edge, end);
-        n = step.n;
-        const int found = mask_classify(&src, row_first, n_q, j0, n);
+    const int end = mask_end(band, row_last);
+    for (int j0 = mask_first(band, row_first); j0 < end; j0 += BLOCK_KV) {
+        const tile_cut cut = {band, &src, row_first, row_last, n_q, j0};
+        kv_block block = kv_block_of(&cut, end);
+        const int found = mask_classify(&src, row_first, n_q, j0, block.n);
         if (!(found & MASK_SOME)) continue;
-        const int masked = step.masked | (found & MASK_HIDDEN);
+        block.is_masked |= found & MASK_HIDDEN;
 
-        BLOCK_SPACE const real *k_block = block_load(decoded, k + j0 * args.k_row, args.k_row, &pitch, n, HEAD_DIM_QK);
-        scores(s, q_tile, k_block, pitch, n, step.v0, step.v1);
-        score(s, &src, row_first, n_q, j0, n, step.v0, step.v1);
-        if (masked) mask_hidden(s, band, &src, row_first, n_q, j0, n, step.v0, step.v1);
-        row_state_update(m, l, rescale, s, n, step.v0, step.v1);
-        dropout(s, &args, at, dropout_scale, row_first, j0, n, step.v0, step.v1);
-        BLOCK_SPACE const real *v_block = block_load(decoded, v + j0 * args.v_row, args.v_row, &pitch, n, HEAD_DIM_V);
-        accumulate(o_tile, rescale, s, v_block, pitch, n, step.v0, step.v1, band, &src, row_first, n_q, j0, masked);
+        BLOCK_SPACE const real *k_block =
+            block_load(decoded, k + j0 * args.k_row, args.k_row, &pitch, block.n, HEAD_DIM_QK);
+        scores(s, q_tile, k_block, pitch, &block);
+        score(s, &cut, &block);
+        if (block.is_masked) mask_hidden(s, &cut, &block);
+        row_state_update(m, l, rescale, s, &block);
+        dropout(s, &args, at, dropout_scale, row_first, &block);
+        BLOCK_SPACE const real *v_block =
+            block_load(decoded, v + j0 * args.v_row, args.v_row, &pitch, block.n, HEAD_DIM_V);
+        accumulate(o_tile, rescale, s, v_block, pitch, &cut, &block);
     }
 
     o_store(o, args.o_row, o_tile, l, row_first, n_q);
