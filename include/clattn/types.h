@@ -48,8 +48,10 @@ typedef enum clattn_path {
     XX(ATTN_FWD_LANES, 3, "attn_fwd_lanes") /* device path for CPU devices: one work-item a tile, no barrier */        \
     XX(HOST_DECODE, 4, "host_decode")       /* host path, few query rows: vectors of a head's elements */              \
     XX(ATTN_DECODE_LANES, 5,                                                                                           \
-       "attn_decode_lanes")               /* device path for CPU devices: few query rows, the keys in chunks */        \
-    XX(HOST_BACKWARD, 8, "host_backward") /* host path, backward: tiles of keys, one file per instruction set */
+       "attn_decode_lanes")                 /* device path for CPU devices: few query rows, the keys in chunks */      \
+    XX(HOST_BACKWARD, 8, "host_backward")   /* host path, backward: tiles of keys, one file per instruction set */     \
+    XX(ATTN_BWD_LANES, 9, "attn_bwd_lanes") /* device path for CPU devices, backward: one work-item some kv tiles */   \
+    XX(ATTN_BWD, 10, "attn_bwd")            /* device path, backward: tiles in local memory, scores computed twice */
 
 typedef enum clattn_kernel {
 #define CLATTN_KERNEL_ENUM(name, value, text) CLATTN_KERNEL_##name = value,
