@@ -9,9 +9,7 @@
 #include "../../cl/dropout.clh"
 #include "../error.h"
 #include "../half.h"
-#include "run.h"
-
-enum { SHARES_WANTED = 8, MOST_PARTIAL_BYTES = 64 << 20 };
+#include "../plan.h"
 
 /* The kv tiles of a kv head are dealt to n_splits items, so that few heads keep many threads busy. Each split sums a dQ
  * of its own; their order is fixed. */
@@ -300,15 +298,6 @@ static void sum_over_batch(const backward_call *c)
         }
 }
 
-/* From the problem alone, never from the machine. */
-static int splits_of(const problem *p, int64_t dq_bytes)
-{
-    const int64_t heads = p->batch * p->n_heads_kv, tiles = (p->n_kv + BACKWARD_BLOCK - 1) / BACKWARD_BLOCK;
-    int n = 1;
-    while (heads * n < SHARES_WANTED && 2 * n <= tiles && 2 * n * heads * dq_bytes <= MOST_PARTIAL_BYTES) n *= 2;
-    return n;
-}
-
 static clattn_status allocate(backward_call *c)
 {
     const problem *p = c->p;
@@ -339,7 +328,7 @@ clattn_status clattn__host_backward(const host_plan *plan, const problem *p, hos
                            (u32)args->forward.dropout_seed, (u32)(args->forward.dropout_seed >> 32));
     c.dq_bytes =
         round_up(p->n_q, BACKWARD_BLOCK) * c.ops->pitch((int)p->head_dim_qk) * (int64_t)c.ops->real_size * p->gqa_group;
-    c.n_splits = splits_of(p, c.dq_bytes);
+    c.n_splits = clattn__plan_backward_splits(p, BACKWARD_BLOCK, BACKWARD_BLOCK);
     c.n_items = p->batch * p->n_heads_kv * c.n_splits;
     const clattn_status status = allocate(&c);
     if (status == CLATTN_STATUS_SUCCESS) {
