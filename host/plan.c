@@ -209,11 +209,19 @@ clattn_kernel clattn__plan_device_kernel(const device_profile *device, clattn_pa
 
 static int64_t div_up(int64_t n, int64_t m) { return (n + m - 1) / m; }
 
-/* n_tiles of each of `heads` heads, a work-group each. */
-static void add_stage(device_choice *c, const char *name, int64_t n_tiles, int64_t heads, int64_t work_group_size,
-                      unsigned wanted)
+int clattn__plan_axis(const device_choice *c, const device_stage *stage, axis a)
 {
-    c->stages[c->n_stages++] = (device_stage){name, n_tiles * heads, work_group_size, (int)n_tiles, wanted};
+    if (stage->axes >> a & 1) return c->axes[a];
+    return a == AXIS_STORAGE || a == AXIS_HEAD_DIM_QK || a == AXIS_HEAD_DIM_V;
+}
+
+/* n_tiles of each of `heads` heads, a work-group each. */
+static device_stage *add_stage(device_choice *c, const char *name, int64_t n_tiles, int64_t heads,
+                               int64_t work_group_size, unsigned wanted)
+{
+    device_stage *s = &c->stages[c->n_stages++];
+    *s = (device_stage){name, n_tiles * heads, work_group_size, (int)n_tiles, wanted, (1u << AXIS_COUNT) - 1};
+    return s;
 }
 
 static int64_t lanes_private_bytes(const problem *p, int64_t vectors, int64_t block_kv)
@@ -273,8 +281,7 @@ static clattn_status choose_decode(const problem *p, const device_profile *d, co
     c->partial_chunk = row * decode_rows(p);
     c->workspace_bytes = bytes;
     add_stage(c, "attn_decode_lanes", chunks, p->batch * p->n_heads_kv, 1, 0);
-    add_stage(c, "attn_merge_lanes", chunks, 0, 1, 0);
-    c->stages[1].groups = p->batch * p->n_heads_q * p->n_q; /* a row each */
+    add_stage(c, "attn_merge_lanes", chunks, 0, 1, 0)->groups = p->batch * p->n_heads_q * p->n_q; /* a row each */
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -347,6 +354,11 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
     const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, wg = c->work_group_size;
     const bool lanes = c->kernel == CLATTN_KERNEL_ATTN_BWD_LANES;
     const unsigned all = (1u << GRADIENT_COUNT) - 1, keys = WANTS(DK) | WANTS(DV), slopes = WANTS(DALIBI);
+    const unsigned storage = AXIS_BIT(STORAGE) | AXIS_BIT(VARLEN);
+    const unsigned columns = AXIS_BIT(HEAD_DIM_QK) | AXIS_BIT(HEAD_DIM_V);
+    const unsigned blocks = AXIS_BIT(BLOCK_Q) | AXIS_BIT(BLOCK_KV);
+    const unsigned local =
+        AXIS_BIT(WG_SIZE) | AXIS_BIT(WG_COLS) | AXIS_BIT(D_SLICE) | AXIS_BIT(V_SLICE) | AXIS_BIT(Q_RESIDENT);
     c->n_splits = lanes ? clattn__plan_backward_splits(p, c->axes[AXIS_BLOCK_Q], c->axes[AXIS_BLOCK_KV]) : 1;
     c->n_slope_parts = p->n_q == 0 ? 0 : lanes ? c->n_splits : (int)q_tiles;
 
@@ -367,13 +379,14 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
 
     if (p->n_q == 0) {
         const int64_t *count = p->tensor[TENSOR_K].count;
-        add_stage(c, "attn_bwd_zero", 1, 0, small, keys);
-        c->stages[0].groups = div_up(count[0] * count[1] * count[2], small);
+        add_stage(c, "attn_bwd_zero", 1, div_up(count[0] * count[1] * count[2], small), small, keys)->axes =
+            storage | columns;
     } else {
-        add_stage(c, "attn_bwd_delta", 1, div_up(heads_q * p->n_q, small), small, all);
+        add_stage(c, "attn_bwd_delta", 1, div_up(heads_q * p->n_q, small), small, all)->axes =
+            storage | AXIS_BIT(HEAD_DIM_V);
         if (lanes) {
             add_stage(c, "attn_bwd_lanes", c->n_splits, heads_kv, wg, WANTS(DQ) | keys | slopes);
-            add_stage(c, "attn_bwd_dq_lanes", q_tiles, heads_q, wg, WANTS(DQ));
+            add_stage(c, "attn_bwd_dq_lanes", q_tiles, heads_q, wg, WANTS(DQ))->axes = storage | columns | blocks;
         } else {
             add_stage(c, "attn_bwd", kv_tiles, heads_kv, wg, keys);
             add_stage(c, "attn_bwd_dq", q_tiles, heads_q, wg, WANTS(DQ) | slopes);
@@ -383,7 +396,8 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
         const tensor_shape own = clattn__gradient_shape(p, GRADIENT_DBIAS);
         const int64_t tiles = div_up(own.count[2], BIAS_TILE) * div_up(own.count[3], BIAS_TILE);
         const int64_t group = lanes ? 1 : small;
-        add_stage(c, "attn_bwd_bias", 1, div_up(own.count[0] * own.count[1] * tiles, group), group, WANTS(DBIAS));
+        add_stage(c, "attn_bwd_bias", 1, div_up(own.count[0] * own.count[1] * tiles, group), group, WANTS(DBIAS))
+            ->axes &= ~(blocks | local);
     }
     if (p->has_sinks || p->alibi)
         add_stage(c, "attn_bwd_heads", 1, p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? heads_q : p->n_heads_q, small,

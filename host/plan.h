@@ -24,12 +24,15 @@ typedef enum axis {
 
 extern const char *const clattn__axis_names[AXIS_COUNT];
 
+#define AXIS_BIT(name) (1u << AXIS_##name)
+
 /* One kernel of a call; its file and its name are one. */
 typedef struct device_stage {
     const char *name;
     int64_t groups, work_group_size;
     int n_tiles;     /* attn_args.n_tiles */
     unsigned wanted; /* backward: runs if one of these gradients is wanted, a bit for each gradient_name */
+    unsigned axes;   /* that it has a use for, a bit each: it is built once for all values of the others */
 } device_stage;
 
 enum { STAGES_MOST = 5 };
@@ -51,6 +54,9 @@ typedef struct device_choice {
 
 /* The device's kernel for a clattn_kernel of AUTO. */
 clattn_kernel clattn__plan_device_kernel(const device_profile *device, clattn_pass pass);
+
+/* An axis of a stage's kernel: the choice's, or what stands for any. */
+int clattn__plan_axis(const device_choice *choice, const device_stage *stage, axis a);
 
 /* Shares of the keys of each kv head, each with a dQ of its own: from the problem and the tile alone, never from the machine. */
 int clattn__plan_backward_splits(const problem *p, int64_t block_q, int64_t block_kv);

@@ -63,15 +63,21 @@ static bool add_file(source *s, const char *name, size_t length)
     return true;
 }
 
+/* The app's, for kernels that have a use for it. */
+static const char *score_source_of(const device_stage *stage, const char *given)
+{
+    return stage->axes & AXIS_BIT(SCORE_FN) ? given : NULL;
+}
+
 /* The whole source of a kernel file, to be freed; NULL when out of memory or a file is missing. */
-static char *source_make(const char *kernel, const device_choice *choice)
+static char *source_make(const device_stage *stage, const device_choice *choice)
 {
     char name[64], *data = NULL;
-    snprintf(name, sizeof name, "%s.cl", kernel);
+    snprintf(name, sizeof name, "%s.cl", stage->name);
     for (size_t size = 0;;) {
         source s = {.out = {data, size, 0},
-                    .score_function = choice->score_source,
-                    .score_derivative = choice->score_derivative};
+                    .score_function = score_source_of(stage, choice->score_source),
+                    .score_derivative = score_source_of(stage, choice->score_derivative)};
         if (!add_file(&s, name, strlen(name))) break;
         if (s.out.length < size) return data;
         size = s.out.length + 1;
@@ -87,11 +93,12 @@ static char *source_make(const char *kernel, const device_choice *choice)
 
 enum { OPTIONS_SIZE = 640 };
 
-static void options_make(const device_choice *choice, char *to, size_t size)
+static void options_make(const device_choice *choice, const device_stage *stage, char *to, size_t size)
 {
     text t = {to, size, 0};
     text_add(&t, "-cl-std=CL1.2");
-    for (int i = 0; i < AXIS_COUNT; i++) text_add(&t, " -D%s=%d", clattn__axis_names[i], choice->axes[i]);
+    for (int i = 0; i < AXIS_COUNT; i++)
+        text_add(&t, " -D%s=%d", clattn__axis_names[i], clattn__plan_axis(choice, stage, (axis)i));
 }
 
 static clattn_status build_failed(const struct device *d, cl_program program, const char *name, const char *options,
@@ -111,12 +118,12 @@ static clattn_status build_failed(const struct device *d, cl_program program, co
     return status;
 }
 
-static clattn_status program_build(struct device *d, const char *name, const char *options, const device_choice *choice,
-                                   cl_program *out)
+static clattn_status program_build(struct device *d, const device_stage *stage, const char *options,
+                                   const device_choice *choice, cl_program *out)
 {
     cl_int code;
-    char *data = source_make(name, choice);
-    RETURN_IF(!data, OUT_OF_HOST_MEMORY, "no room for the source of %s", name);
+    char *data = source_make(stage, choice);
+    RETURN_IF(!data, OUT_OF_HOST_MEMORY, "no room for the source of %s", stage->name);
     const char *texts[] = {data};
     cl_program program = clCreateProgramWithSource(d->cl, 1, texts, NULL, &code);
     free(data);
@@ -125,7 +132,7 @@ static clattn_status program_build(struct device *d, const char *name, const cha
     if (code != CL_SUCCESS) {
         const clattn_status status = code == CL_OUT_OF_HOST_MEMORY || code == CL_OUT_OF_RESOURCES
                                          ? clattn__cl_fail("clBuildProgram", code)
-                                         : build_failed(d, program, name, options, code);
+                                         : build_failed(d, program, stage->name, options, code);
         clReleaseProgram(program);
         return status;
     }
@@ -166,12 +173,12 @@ static clattn_status kernel_make(struct device *d, const device_stage *stage, co
 {
     cl_int code;
     char options[OPTIONS_SIZE];
-    options_make(choice, options, sizeof options);
+    options_make(choice, stage, options, sizeof options);
     device_kernel *k = calloc(1, sizeof *k);
     RETURN_IF(!k, OUT_OF_HOST_MEMORY, "no room for a kernel");
     pthread_mutex_init(&k->lock, NULL);
     k->key = strdup(key);
-    clattn_status status = k->key ? program_build(d, stage->name, options, choice, &k->program)
+    clattn_status status = k->key ? program_build(d, stage, options, choice, &k->program)
                                   : clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a kernel");
     if (status == CLATTN_STATUS_SUCCESS) {
         k->kernel = clCreateKernel(k->program, stage->name, &code);
@@ -189,9 +196,11 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
                                     const device_choice *choice, device_kernel **out)
 {
     char options[OPTIONS_SIZE];
-    const char *score = choice->score_source ? choice->score_source : "";
-    const char *derivative = choice->score_derivative ? choice->score_derivative : "";
-    options_make(choice, options, sizeof options);
+    const char *score = score_source_of(stage, choice->score_source);
+    const char *derivative = score_source_of(stage, choice->score_derivative);
+    if (!score) score = "";
+    if (!derivative) derivative = "";
+    options_make(choice, stage, options, sizeof options);
     const size_t size = strlen(options) + strlen(score) + strlen(derivative) + 96;
     char *key = malloc(size);
     RETURN_IF(!key, OUT_OF_HOST_MEMORY, "no room for a kernel's key of %zu bytes", size);

@@ -138,8 +138,8 @@ static clattn_status set_args(const call *c, cl_kernel kernel)
     }
     FORWARD(set_arg(kernel, &n, sizeof c->args, &c->args));
     if (backward) return set_arg(kernel, &n, sizeof c->back, &c->back);
-    return c->plan->choice.workspace_bytes ? set_arg(kernel, &n, sizeof(cl_mem), &c->b->workspace)
-                                           : CLATTN_STATUS_SUCCESS;
+    if (c->plan->choice.kernel != CLATTN_KERNEL_ATTN_DECODE_LANES) return CLATTN_STATUS_SUCCESS;
+    return set_arg(kernel, &n, sizeof(cl_mem), &c->b->workspace);
 }
 
 static void CL_CALLBACK release_event(cl_event event, cl_int status, void *user)
