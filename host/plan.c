@@ -220,7 +220,7 @@ static device_stage *add_stage(device_choice *c, const char *name, int64_t n_til
                                int64_t work_group_size, unsigned wanted)
 {
     device_stage *s = &c->stages[c->n_stages++];
-    *s = (device_stage){name, n_tiles * heads, work_group_size, (int)n_tiles, wanted, (1u << AXIS_COUNT) - 1};
+    *s = (device_stage){name, n_tiles * heads, work_group_size, (int)n_tiles, wanted, false, (1u << AXIS_COUNT) - 1};
     return s;
 }
 
@@ -328,14 +328,14 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
 
 /* ---- backward */
 
-int clattn__plan_backward_splits(const problem *p, int64_t block_q, int64_t block_kv)
+int clattn__plan_backward_splits(const problem *p, int64_t block_kv, int64_t dq_bytes, int64_t *entries)
 {
-    const int64_t heads = p->batch * p->n_heads_kv, tiles = div_up(p->n_kv, block_kv);
-    const int64_t rows = div_up(p->n_q, block_q) * block_q * p->gqa_group;
-    const double bytes = (double)heads * (double)rows * (double)(div_up(p->head_dim_qk, 16) * 16) *
-                         (p->dtype == CLATTN_DTYPE_F64 ? 8 : 4);
+    const int64_t tiles = div_up(p->n_kv, block_kv), bytes = dq_bytes * p->n_heads_kv;
     int n = 1;
-    while (heads * n < SPLITS_WANTED && 2 * n <= tiles && 2 * n * bytes <= SPLITS_BYTES_MOST) n *= 2;
+    while (p->n_heads_kv * n < SPLITS_WANTED && 2 * n <= tiles && 2 * n * bytes <= SPLITS_BYTES_MOST) n *= 2;
+    *entries = bytes ? SPLITS_BYTES_MOST / (n * bytes) : p->batch;
+    if (*entries > p->batch) *entries = p->batch;
+    if (*entries < 1) *entries = 1;
     return n;
 }
 
@@ -359,22 +359,28 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
     const unsigned blocks = AXIS_BIT(BLOCK_Q) | AXIS_BIT(BLOCK_KV);
     const unsigned local =
         AXIS_BIT(WG_SIZE) | AXIS_BIT(WG_COLS) | AXIS_BIT(D_SLICE) | AXIS_BIT(V_SLICE) | AXIS_BIT(Q_RESIDENT);
-    c->n_splits = lanes ? clattn__plan_backward_splits(p, c->axes[AXIS_BLOCK_Q], c->axes[AXIS_BLOCK_KV]) : 1;
-    c->n_slope_parts = p->n_q == 0 ? 0 : lanes ? c->n_splits : (int)q_tiles;
-
     const int64_t lane_count = p->dtype == CLATTN_DTYPE_F64 ? 8 : 16;
-    const int64_t row = div_up(p->head_dim_qk, lane_count) * lane_count;
-    const double delta = (double)heads_q * (double)p->n_q;
-    const double slope_sums = p->alibi ? (double)heads_q * c->n_slope_parts : 0;
-    const double partials =
-        lanes ? (double)heads_q * c->n_splits * (double)(q_tiles * c->axes[AXIS_BLOCK_Q]) * (double)row : 0;
-    const double bytes = (delta + slope_sums + partials + 32) * (double)real_size;
-    RETURN_IF(bytes > (double)d->max_alloc_bytes, UNSUPPORTED,
-              "%s would keep %.0f bytes of sums beside the tensors; %s allocates at most %" PRId64 " bytes at once",
-              clattn_kernel_name(c->kernel), bytes, d->name, d->max_alloc_bytes);
-    c->slopes_at = (int64_t)delta;
-    c->partials_at = div_up(c->slopes_at + (int64_t)slope_sums, 16) * 16;
-    c->workspace_bytes = (c->partials_at + (int64_t)partials) * real_size;
+    const int64_t row = div_up(p->head_dim_qk, lane_count) * lane_count * real_size;
+    int64_t dq_bytes = 0, bytes; /* of one kv head's share */
+    bool fits = !__builtin_mul_overflow(q_tiles * c->axes[AXIS_BLOCK_Q] * row, p->gqa_group, &dq_bytes) &&
+                !__builtin_mul_overflow(dq_bytes, 2 * SPLITS_WANTED * p->n_heads_kv, &bytes);
+    c->n_splits = 1;
+    if (lanes && fits) {
+        c->n_splits = clattn__plan_backward_splits(p, c->axes[AXIS_BLOCK_KV], dq_bytes, &c->entries_in_turn);
+        c->partials_of_entry = dq_bytes / real_size * p->n_heads_kv * c->n_splits;
+    }
+    c->n_slope_parts = p->n_q == 0 ? 0 : lanes ? c->n_splits : (int)q_tiles;
+    const int64_t slope_parts = p->alibi ? c->n_slope_parts : 0;
+    fits = fits && !__builtin_mul_overflow(heads_q, p->n_q + slope_parts, &bytes) && bytes <= d->max_alloc_bytes;
+    c->slopes_at = heads_q * p->n_q;
+    c->partials_at = div_up(c->slopes_at + heads_q * slope_parts, 16) * 16;
+    fits = fits && !__builtin_mul_overflow(c->partials_of_entry, c->entries_in_turn, &bytes) &&
+           !__builtin_add_overflow(bytes, c->partials_at, &bytes) &&
+           !__builtin_mul_overflow(bytes, real_size, &c->workspace_bytes);
+    RETURN_IF(!fits || c->workspace_bytes > d->max_alloc_bytes, UNSUPPORTED,
+              "%s would keep sums of %" PRId64 " rows of %" PRId64 " heads; %s allocates at most %" PRId64
+              " bytes at once",
+              clattn_kernel_name(c->kernel), p->n_q, heads_q, d->name, d->max_alloc_bytes);
     if (!c->workspace_bytes) c->workspace_bytes = real_size; /* so that there is a buffer */
 
     if (p->n_q == 0) {
@@ -385,8 +391,10 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
         add_stage(c, "attn_bwd_delta", 1, div_up(heads_q * p->n_q, small), small, all)->axes =
             storage | AXIS_BIT(HEAD_DIM_V);
         if (lanes) {
-            add_stage(c, "attn_bwd_lanes", c->n_splits, heads_kv, wg, WANTS(DQ) | keys | slopes);
-            add_stage(c, "attn_bwd_dq_lanes", q_tiles, heads_q, wg, WANTS(DQ))->axes = storage | columns | blocks;
+            add_stage(c, "attn_bwd_lanes", c->n_splits, heads_kv, wg, WANTS(DQ) | keys | slopes)->in_turns = true;
+            device_stage *dq = add_stage(c, "attn_bwd_dq_lanes", q_tiles, heads_q, wg, WANTS(DQ));
+            dq->in_turns = true;
+            dq->axes = storage | columns | blocks;
         } else {
             add_stage(c, "attn_bwd", kv_tiles, heads_kv, wg, keys);
             add_stage(c, "attn_bwd_dq", q_tiles, heads_q, wg, WANTS(DQ) | slopes);

@@ -112,6 +112,10 @@ typedef struct call {
     cl_command_queue queue;
     attn_args args;
     backward_args back;
+    cl_uint n_wait;
+    const cl_event *wait_list;
+    cl_event before; /* of the launch before; NULL: the first one waits for wait_list */
+    cl_event *event; /* for the last launch's */
 } call;
 
 static clattn_status set_arg(cl_kernel kernel, cl_uint *n, size_t size, const void *value)
@@ -154,31 +158,43 @@ static void release_when_done(cl_event event)
     if (event && clSetEventCallback(event, CL_COMPLETE, release_event, NULL) != CL_SUCCESS) clReleaseEvent(event);
 }
 
-/* One stage over its work-groups, in as many launches as that takes, one after the other. */
-static clattn_status launch_stage(call *c, int stage, int64_t groups, cl_uint n_wait, const cl_event *wait_list,
-                                  cl_event *event)
+/* One stage over work-groups [first, end), in as many launches as that takes, each after the one before. is_last: of the
+ * call. */
+static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end, bool is_last)
 {
     device_kernel *k = c->plan->kernels[stage];
     const device_stage *s = &c->plan->choice.stages[stage];
     const size_t local = (size_t)s->work_group_size;
-    cl_event last = NULL;
     c->args.n_tiles = s->n_tiles ? s->n_tiles : 1;
-    for (c->args.first_group = 0; c->args.first_group < groups; c->args.first_group += GROUPS_MAX) {
-        const int64_t left = groups - c->args.first_group;
-        const bool is_last = left <= GROUPS_MAX;
-        const size_t global = (size_t)(is_last ? left : GROUPS_MAX) * local;
+    for (c->args.first_group = first; c->args.first_group < end; c->args.first_group += GROUPS_MAX) {
+        const int64_t left = end - c->args.first_group;
+        const size_t global = (size_t)(left <= GROUPS_MAX ? left : GROUPS_MAX) * local;
         cl_event done = NULL;
         pthread_mutex_lock(&k->lock);
         clattn_status status = set_args(c, k->kernel);
         if (status == CLATTN_STATUS_SUCCESS) {
-            const cl_int code = clEnqueueNDRangeKernel(c->queue, k->kernel, 1, NULL, &global, &local, last ? 1 : n_wait,
-                                                       last ? &last : wait_list, is_last ? event : &done);
+            const cl_int code = clEnqueueNDRangeKernel(c->queue, k->kernel, 1, NULL, &global, &local,
+                                                       c->before ? 1 : c->n_wait, c->before ? &c->before : c->wait_list,
+                                                       is_last && left <= GROUPS_MAX ? c->event : &done);
             if (code != CL_SUCCESS) status = clattn__cl_fail("clEnqueueNDRangeKernel", code);
         }
         pthread_mutex_unlock(&k->lock);
-        release_when_done(last);
-        last = done;
+        release_when_done(c->before);
+        c->before = done;
         FORWARD(status);
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* Stages [first, end), whose partials the workspace has for a few batch entries: those, then the next ones. */
+static clattn_status launch_in_turns(call *c, int first, int end, const int64_t groups[STAGES_MOST], int last)
+{
+    const int64_t batch = c->p->batch, partials_at = c->back.partials_at;
+    for (int64_t b = 0, next; b < batch; b = next) {
+        next = batch - b > c->plan->choice.entries_in_turn ? b + c->plan->choice.entries_in_turn : batch;
+        c->back.partials_at = partials_at - b * c->plan->choice.partials_of_entry; /* kernels count from entry 0 */
+        for (int i = first; i < end; i++)
+            FORWARD(launch_stage(c, i, groups[i] / batch * b, groups[i] / batch * next, i == last && next == batch));
     }
     return CLATTN_STATUS_SUCCESS;
 }
@@ -192,30 +208,36 @@ static unsigned gradients_wanted(const launch_buffers *b)
 }
 
 /* groups[i] of stage i; 0: not launched. */
-static clattn_status launch_stages(device_plan *plan, const problem *p, cl_command_queue queue, const launch_buffers *b,
-                                   const int64_t groups[STAGES_MOST], cl_uint n_wait, const cl_event *wait_list,
-                                   cl_event *event)
+static clattn_status launch_stages(const device_plan *plan, const problem *p, cl_command_queue queue,
+                                   const launch_buffers *b, const int64_t groups[STAGES_MOST], cl_uint n_wait,
+                                   const cl_event *wait_list, cl_event *event)
 {
-    call c = {.plan = plan, .p = p, .b = b, .queue = queue, .args = args_make(p, b, &plan->choice)};
+    call c = {.plan = plan,
+              .p = p,
+              .b = b,
+              .queue = queue,
+              .args = args_make(p, b, &plan->choice),
+              .n_wait = n_wait,
+              .wait_list = wait_list,
+              .event = event};
+    const device_stage *stages = plan->choice.stages;
+    const int n = plan->choice.n_stages;
     int last = -1;
-    cl_event before = NULL;
     if (plan->choice.pass == CLATTN_PASS_BACKWARD) c.back = backward_make(p, b, &plan->choice);
-    for (int i = 0; i < plan->choice.n_stages; i++)
+    for (int i = 0; i < n; i++)
         if (groups[i]) last = i;
     if (last < 0) {
         RETURN_IF_CL("clEnqueueMarkerWithWaitList", clEnqueueMarkerWithWaitList(queue, n_wait, wait_list, event));
         return CLATTN_STATUS_SUCCESS;
     }
-    for (int i = 0; i <= last; i++) {
-        if (!groups[i]) continue;
-        cl_event done = NULL;
-        const clattn_status status = launch_stage(&c, i, groups[i], before ? 1 : n_wait, before ? &before : wait_list,
-                                                  i == last ? event : &done);
-        release_when_done(before);
-        before = done;
-        FORWARD(status);
+    clattn_status status = CLATTN_STATUS_SUCCESS;
+    for (int i = 0, next; i < n && status == CLATTN_STATUS_SUCCESS; i = next) {
+        const bool in_turns = stages[i].in_turns && p->n_q; /* a trial launch needs none */
+        for (next = i + 1; in_turns && next < n && stages[next].in_turns;) next++;
+        status = in_turns ? launch_in_turns(&c, i, next, groups, last) : launch_stage(&c, i, 0, groups[i], i == last);
     }
-    return CLATTN_STATUS_SUCCESS;
+    release_when_done(c.before);
+    return status;
 }
 
 clattn_status clattn__launch(device_plan *plan, const problem *p, cl_command_queue queue, const launch_buffers *b,
