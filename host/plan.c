@@ -390,6 +390,7 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
     } else {
         add_stage(c, "attn_bwd_delta", 1, div_up(heads_q * p->n_q, small), small, all)->axes =
             storage | AXIS_BIT(HEAD_DIM_V);
+        const int first = c->n_stages;
         if (lanes) {
             add_stage(c, "attn_bwd_lanes", c->n_splits, heads_kv, wg, WANTS(DQ) | keys | slopes)->in_turns = true;
             device_stage *dq = add_stage(c, "attn_bwd_dq_lanes", q_tiles, heads_q, wg, WANTS(DQ));
@@ -399,13 +400,14 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
             add_stage(c, "attn_bwd", kv_tiles, heads_kv, wg, keys);
             add_stage(c, "attn_bwd_dq", q_tiles, heads_q, wg, WANTS(DQ) | slopes);
         }
+        for (int i = first; i < c->n_stages; i++) c->stages[i].axes &= ~AXIS_BIT(SINKS); /* LSE has them */
     }
     if (p->bias_dtype) {
         const tensor_shape own = clattn__gradient_shape(p, GRADIENT_DBIAS);
         const int64_t tiles = div_up(own.count[2], BIAS_TILE) * div_up(own.count[3], BIAS_TILE);
         const int64_t group = lanes ? 1 : small;
         add_stage(c, "attn_bwd_bias", 1, div_up(own.count[0] * own.count[1] * tiles, group), group, WANTS(DBIAS))
-            ->axes &= ~(blocks | local);
+            ->axes &= ~(blocks | local | AXIS_BIT(SINKS));
     }
     if (p->has_sinks || p->alibi)
         add_stage(c, "attn_bwd_heads", 1, p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? heads_q : p->n_heads_q, small,

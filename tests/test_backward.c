@@ -452,11 +452,16 @@ enum { N_TEXTS = sizeof texts / sizeof *texts };
 START_TEST(texts_each) { check_text(texts[_i / TEST_WAYS], (uint64_t)(_i / TEST_WAYS) + 1, &ways[_i % TEST_WAYS]); }
 END_TEST
 
+/* All on the host; on devices, where each is a kernel of its own, some. */
+enum { RANDOM_ON_DEVICES = 10, RANDOM_CASES = RANDOM_PROBLEMS + 2 * RANDOM_ON_DEVICES };
+
 START_TEST(random_each)
 {
     char text[256];
-    random_text((uint64_t)(_i / TEST_WAYS) + 1000, text);
-    check_text(text, (uint64_t)(_i / TEST_WAYS) + 1, &ways[_i % TEST_WAYS]);
+    const int on_device = _i - RANDOM_PROBLEMS;
+    const int nth = on_device < 0 ? _i : on_device / 2, way = on_device < 0 ? 0 : 1 + on_device % 2;
+    random_text((uint64_t)nth + 1000, text);
+    check_text(text, (uint64_t)nth + 1, &ways[way]);
 }
 END_TEST
 
@@ -480,7 +485,8 @@ static void check_pair(unsigned features, clattn_dtype dtype, int shape, const t
 
 START_TEST(pairs)
 {
-    check_pair(test_pair_of(_i / TEST_WAYS), CLATTN_DTYPE_F32, _i / TEST_WAYS % 3, &ways[_i % TEST_WAYS]);
+    const int pair = _i / TEST_WAYS / 2, shape = (pair + _i / TEST_WAYS % 2) % 3;
+    check_pair(test_pair_of(pair), CLATTN_DTYPE_F32, shape, &ways[_i % TEST_WAYS]);
 }
 END_TEST
 
@@ -492,6 +498,50 @@ START_TEST(types_with_each)
 }
 END_TEST
 
+/* ---- bits */
+
+/* The last entry of a batch of 3 alone gives the bits that it gives there. */
+START_TEST(alone_and_in_a_batch)
+{
+    static const char *const rests[] = {"hq2 hkv1 q150 kv300 d40 causal",
+                                        "hq4 hkv4 q70 kv90 d32 softcap=3 window=40,9"};
+    const test_way *way = &ways[_i % TEST_WAYS];
+    char text[2][128];
+    for (int i = 0; i < 2; i++) snprintf(text[i], sizeof text[i], "f32 b%d %s", i ? 1 : 3, rests[_i / TEST_WAYS]);
+    if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
+    test_data *all = test_data_from_text(text[0], 5), *one = test_data_from_text(text[1], 6);
+    const clattn_problem *p = &one->p;
+    for (int64_t h = 0; h < p->n_heads_q; h++)
+        for (int64_t i = 0; i < p->n_q; i++)
+            for (int64_t d = 0; d < p->head_dim_qk; d++) test_set(one, 'q', 0, h, i, d, test_get(all, 'q', 2, h, i, d));
+    for (int64_t h = 0; h < p->n_heads_kv; h++)
+        for (int64_t j = 0; j < p->n_kv; j++)
+            for (int64_t d = 0; d < p->head_dim_qk; d++) {
+                test_set(one, 'k', 0, h, j, d, test_get(all, 'k', 2, h, j, d));
+                test_set(one, 'v', 0, h, j, d, test_get(all, 'v', 2, h, j, d));
+            }
+    test_data *d_o_all, *d_o_one;
+    float *d_lse_all, *d_lse_one;
+    gradients g_all, g_one;
+    forward_and_loss(all, 1, &d_o_all, &d_lse_all);
+    forward_and_loss(one, 1, &d_o_one, &d_lse_one);
+    for (int64_t h = 0; h < p->n_heads_q; h++)
+        for (int64_t i = 0; i < p->n_q; i++) {
+            d_lse_one[h * p->n_q + i] = d_lse_all[(2 * p->n_heads_q + h) * p->n_q + i];
+            for (int64_t d = 0; d < p->head_dim_v; d++)
+                test_set(d_o_one, 'o', 0, h, i, d, test_get(d_o_all, 'o', 2, h, i, d));
+        }
+    run_backward(all, way, 0, d_o_all->o, d_lse_all, &g_all);
+    run_backward(one, way, 0, d_o_one->o, d_lse_one, &g_one);
+    for (int i = 0; i < 3; i++)
+        ck_assert_msg(!memcmp(g_one.data[i], g_all.data[i] + 2 * g_one.bytes[i], g_one.bytes[i]),
+                      "%s on %s: gradient %d depends on the batch", text[0], way->name, i);
+    gradients_free(&g_all), gradients_free(&g_one);
+    free(d_lse_all), free(d_lse_one);
+    test_data_free(d_o_all), test_data_free(d_o_one), test_data_free(all), test_data_free(one);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *s = suite_create("backward");
@@ -500,8 +550,9 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, score_function_by_differences, 0, 2);
     t = test_case(s, "ways");
     tcase_add_loop_test(t, texts_each, 0, N_TEXTS * TEST_WAYS);
-    tcase_add_loop_test(t, random_each, 0, RANDOM_PROBLEMS * TEST_WAYS);
-    tcase_add_loop_test(t, pairs, 0, TEST_PAIRS * TEST_WAYS);
+    tcase_add_loop_test(t, random_each, 0, RANDOM_CASES);
+    tcase_add_loop_test(t, pairs, 0, 2 * TEST_PAIRS * TEST_WAYS);
     tcase_add_loop_test(t, types_with_each, 0, 3 * (TEST_FEATURES + 1) * TEST_WAYS);
+    tcase_add_loop_test(t, alone_and_in_a_batch, 0, 2 * TEST_WAYS);
     return s;
 }
