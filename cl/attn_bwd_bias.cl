@@ -39,7 +39,41 @@ FN void add_exactly(real *sum, real *rest, real x)
 
 FN int is_finite(real x) { return x - x == 0; }
 
-/* Its own elements [bias_count]; and of all batch entries, heads, rows and keys those that share them. */
+/* One head of one batch entry; pointers are at its first row or key. */
+typedef struct bias_head {
+    __global const storage *q, *k, *v, *d_o;
+    __global const float *lse;
+    __global const real *delta;
+    score_source src;
+    mask_band band;
+} bias_head;
+
+/* sum + rest += dZ of n_q rows from i0 on and n_kv keys from j0 on, where visible. */
+FN void tile_add(real sum[TILE][TILE], real rest[TILE][TILE], const bias_head *h, const attn_args *args, real scale,
+                 real dropout_scale, int i0, int n_q, int j0, int n_kv)
+{
+    const u64 batch_head = (u64)h->src.batch * args->n_heads_q + h->src.head;
+    real s[TILE][TILE], dp[TILE][TILE];
+    products(s, h->q + i0 * args->q_row, args->q_row, n_q, h->k + j0 * args->k_row, args->k_row, n_kv, HEAD_DIM_QK);
+    products(dp, h->d_o + i0 * args->o_row, args->o_row, n_q, h->v + j0 * args->v_row, args->v_row, n_kv, HEAD_DIM_V);
+    for (int u = 0; u < n_q; u++) {
+        const int i = i0 + u, first = mask_first(h->band, i), end = mask_end(h->band, i);
+        const real lse = (real)h->lse[i * args->lse_row];
+        if (lse == -INFINITY) continue; /* it sees nothing */
+        philox_block block;
+        if (DROPOUT) block = dropout_block(args->dropout_key0, args->dropout_key1, batch_head, i, j0);
+        for (int c = 0; c < n_kv; c++) {
+            const int j = j0 + c;
+            if (j < first || j >= end || (MASK && !mask_allows(&h->src, i, j))) continue;
+            const score_gradient g = score_gradient_of(s[u][c] * scale, &h->src, i, j);
+            real d_prob = dp[u][c];
+            if (DROPOUT) d_prob *= dropout_keeps(block, j, args->dropout_threshold) ? dropout_scale : 0;
+            add_exactly(&sum[u][c], &rest[u][c], exp(g.score - lse) * (d_prob - h->delta[i]) * g.function);
+        }
+    }
+}
+
+/* A work-item's own elements, and with what they share: of batch entries, heads, rows and keys [first, end). */
 typedef struct own_place {
     int first[4], end[4];
 } own_place;
@@ -71,48 +105,24 @@ __kernel void attn_bwd_bias(BACKWARD_PARAMETERS)
 
     for (int b = own.first[0]; b < own.end[0]; b++) {
         const forward_entry entry = forward_entry_of(&args, b, kv_lengths, query_offsets, cu_seqlens_q, cu_seqlens_kv);
-        for (int h = own.first[1]; h < own.end[1]; h++) {
-            const attn_place at = {b, h, h / args.gqa_group, 0};
-            const score_source src = score_source_of(&args, at, &entry, bias, mask, alibi_slopes, score_data, softcap);
-            const i64 kv_k = args.k_at + b * args.k_batch + at.kv_head * args.k_head + entry.kv_row_first * args.k_row;
-            const i64 kv_v = args.v_at + b * args.v_batch + at.kv_head * args.v_head + entry.kv_row_first * args.v_row;
-            const i64 o_row_first = b * args.o_batch + h * args.o_head + entry.q_row_first * args.o_row;
-            __global const storage *q_head =
-                q + args.q_at + b * args.q_batch + h * args.q_head + entry.q_row_first * args.q_row;
-            __global const float *lse_head =
-                lse + args.lse_at + b * args.lse_batch + h * args.lse_head + entry.q_row_first * args.lse_row;
-            __global const real *delta = workspace + back.delta_at + ((i64)b * args.n_heads_q + h) * args.n_q;
-            for (int i0 = own.first[2]; i0 < min_int(own.end[2], entry.n_q); i0 += TILE) {
-                const int n_q = min_int(TILE, entry.n_q - i0), i_last = i0 + n_q - 1;
-                const int j_end = min_int(own.end[3], mask_end(entry.band, i_last));
-                const int j_first = max_int(own.first[3], mask_first(entry.band, i0) / TILE * TILE);
-                for (int j0 = j_first; j0 < j_end; j0 += TILE) {
-                    const int n_kv = min_int(TILE, j_end - j0);
-                    real s[TILE][TILE], dp[TILE][TILE];
-                    products(s, q_head + i0 * args.q_row, args.q_row, n_q, k + kv_k + j0 * args.k_row, args.k_row, n_kv,
-                             HEAD_DIM_QK);
-                    products(dp, d_o + back.d_o_at + o_row_first + i0 * args.o_row, args.o_row, n_q,
-                             v + kv_v + j0 * args.v_row, args.v_row, n_kv, HEAD_DIM_V);
-                    for (int u = 0; u < n_q; u++) {
-                        const int i = i0 + u;
-                        const real row_lse = (real)lse_head[i * args.lse_row];
-                        philox_block block;
-                        if (DROPOUT)
-                            block =
-                                dropout_block(args.dropout_key0, args.dropout_key1, (u64)b * args.n_heads_q + h, i, j0);
-                        for (int c = 0; c < n_kv; c++) {
-                            const int j = j0 + c;
-                            if (row_lse == -INFINITY || j < mask_first(entry.band, i) || j >= mask_end(entry.band, i))
-                                continue;
-                            if (MASK && !mask_allows(&src, i, j)) continue;
-                            const score_gradient g = score_gradient_of(s[u][c] * scale, &src, i, j);
-                            const real p = exp(g.score - row_lse);
-                            real d_prob = dp[u][c];
-                            if (DROPOUT) d_prob *= dropout_keeps(block, j, args.dropout_threshold) ? dropout_scale : 0;
-                            add_exactly(&sum[u][c], &rest[u][c], p * (d_prob - delta[i]) * g.function);
-                        }
-                    }
-                }
+        const int i_end = min_int(own.end[2], entry.n_q);
+        for (int n = own.first[1]; n < own.end[1]; n++) {
+            const attn_place at = {b, n, n / args.gqa_group, 0};
+            const bias_head h = {
+                q + args.q_at + b * args.q_batch + n * args.q_head + entry.q_row_first * args.q_row,
+                k + args.k_at + b * args.k_batch + at.kv_head * args.k_head + entry.kv_row_first * args.k_row,
+                v + args.v_at + b * args.v_batch + at.kv_head * args.v_head + entry.kv_row_first * args.v_row,
+                d_o + back.d_o_at + b * args.o_batch + n * args.o_head + entry.q_row_first * args.o_row,
+                lse + args.lse_at + b * args.lse_batch + n * args.lse_head + entry.q_row_first * args.lse_row,
+                workspace + back.delta_at + ((i64)b * args.n_heads_q + n) * args.n_q,
+                score_source_of(&args, at, &entry, bias, mask, alibi_slopes, score_data, softcap),
+                entry.band};
+            for (int i0 = own.first[2]; i0 < i_end; i0 += TILE) {
+                const int n_q = min_int(TILE, i_end - i0);
+                const int first = max_int(own.first[3], mask_first(h.band, i0) / TILE * TILE);
+                const int end = min_int(own.end[3], mask_end(h.band, i0 + n_q - 1));
+                for (int j0 = first; j0 < end; j0 += TILE)
+                    tile_add(sum, rest, &h, &args, scale, dropout_scale, i0, n_q, j0, min_int(TILE, end - j0));
             }
         }
     }
