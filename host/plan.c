@@ -405,7 +405,7 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
     if (p->bias_dtype) {
         const tensor_shape own = clattn__gradient_shape(p, GRADIENT_DBIAS);
         const int64_t tiles = div_up(own.count[2], BIAS_TILE) * div_up(own.count[3], BIAS_TILE);
-        const int64_t group = lanes ? 1 : small;
+        const int64_t group = d->is_cpu ? 1 : small; /* its loops are vectors already */
         add_stage(c, "attn_bwd_bias", 1, div_up(own.count[0] * own.count[1] * tiles, group), group, WANTS(DBIAS))
             ->axes &= ~(blocks | local | AXIS_BIT(SINKS));
     }

@@ -551,8 +551,11 @@ Suite *test_suite(void)
     t = test_case(s, "ways");
     tcase_add_loop_test(t, texts_each, 0, N_TEXTS * TEST_WAYS);
     tcase_add_loop_test(t, random_each, 0, RANDOM_CASES);
+    t = test_case(s, "pairs");
     tcase_add_loop_test(t, pairs, 0, 2 * TEST_PAIRS * TEST_WAYS);
+    t = test_case(s, "types");
     tcase_add_loop_test(t, types_with_each, 0, 3 * (TEST_FEATURES + 1) * TEST_WAYS);
+    t = test_case(s, "bits");
     tcase_add_loop_test(t, alone_and_in_a_batch, 0, 2 * TEST_WAYS);
     return s;
 }
