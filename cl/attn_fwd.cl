@@ -32,7 +32,7 @@
 WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
 {
     __local real4 stage[STAGE_SIZE4];       /* slices of Q and K, [BLOCK_Q + BLOCK_KV, D_SLICE]; then of V */
-    __local real4 p_tile[P_SIZE4];          /* P [BLOCK_Q, BLOCK_KV], hidden probs below zero */
+    __local real4 p_tile[P_SIZE4];          /* P [BLOCK_Q, BLOCK_KV], hidden probs marked */
     __local real4 row_part[ROW_PART_SIZE4]; /* [BLOCK_Q, WG_COLS] */
     __local int mask_found;
     const uint lid = get_local_id(0);
@@ -102,7 +102,7 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
     UNROLL_FOR (int i = 0; i < TILE_M; i++) {
         const int r = row_first + row + i * WG_ROWS;
         if (r < n_q) {
-            tile_store_row(o + r * args.o_row, acc[i], 1 / state.l[i], state.l[i] == 0, col);
+            tile_store_row(o + r * args.o_row, acc[i], 1 / state.l[i], state.l[i] == 0, 0, HEAD_DIM_V, col);
             if (args.has_lse && col == 0) lse[lse_at + r * args.lse_row] = row_lse(state.m[i], state.l[i]);
         }
     }

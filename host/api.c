@@ -84,7 +84,7 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     info->products = plan->problem.dtype == CLATTN_DTYPE_F64 ? CLATTN_DTYPE_F64 : CLATTN_DTYPE_F32;
     if (plan->device_plan) info->cl_kernel = plan->choice.kernel;
     if (plan->path == CLATTN_PATH_HOST) {
-        info->kernel = plan->pass == CLATTN_PASS_BACKWARD ? CLATTN_KERNEL_HOST_BACKWARD : plan->host.kernel;
+        info->kernel = plan->host.kernel;
         info->instructions = plan->host.instructions;
         if (info->kernel == CLATTN_KERNEL_HOST_TILE) info->products = plan->host.ops->products;
         info->block_q = plan->host.block_q;
@@ -104,20 +104,26 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     return CLATTN_STATUS_SUCCESS;
 }
 
-/* ---- forward */
+/* ---- forward and backward */
 
-static clattn_status run(const clattn_plan *plan, const clattn_forward_args *args)
+/* backward: NULL, or of a backward plan, whose forward args are `args`. */
+static clattn_status run(const clattn_plan *plan, const clattn_forward_args *args, const clattn_backward_args *backward)
 {
-    if (plan->path == CLATTN_PATH_HOST)
-        return clattn__host_forward(&plan->host, &plan->problem, plan->context->threads, args);
-    return clattn__device_forward(plan->device_plan, &plan->problem, args, plan->context->options.copy_transfers);
+    host_threads *threads = plan->context->threads;
+    if (plan->path == CLATTN_PATH_DEVICE)
+        return clattn__device_run(plan->device_plan, &plan->problem, args, backward,
+                                  plan->context->options.copy_transfers);
+    return backward ? clattn__host_backward(&plan->host, &plan->problem, threads, backward)
+                    : clattn__host_forward(&plan->host, &plan->problem, threads, args);
 }
 
-static clattn_status run_logged(const clattn_plan *plan, const clattn_forward_args *args)
+static clattn_status run_logged(const clattn_plan *plan, const clattn_forward_args *args,
+                                const clattn_backward_args *backward)
 {
     struct timespec begin, end;
+    if (!clattn__log_wants(plan->context, LOG_RUN)) return run(plan, args, backward);
     clock_gettime(CLOCK_MONOTONIC, &begin);
-    FORWARD(run(plan, args));
+    FORWARD(run(plan, args, backward));
     clock_gettime(CLOCK_MONOTONIC, &end);
     const double seconds = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
     clattn__log(plan->context, LOG_RUN, "%s: %s on the %s, %.6f s", plan->text,
@@ -129,27 +135,26 @@ static clattn_status run_logged(const clattn_plan *plan, const clattn_forward_ar
 static clattn_status forward(const clattn_plan *plan, const clattn_forward_args *args)
 {
     FORWARD(clattn__problem_check_host_args(&plan->problem, args));
-    return clattn__log_wants(plan->context, LOG_RUN) ? run_logged(plan, args) : run(plan, args);
+    return run_logged(plan, args, NULL);
 }
 
 clattn_status clattn_forward(const clattn_plan *plan, const clattn_forward_args *args)
 {
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
-    RETURN_IF(plan->pass != CLATTN_PASS_FORWARD, INVALID_ARGUMENT, "the plan was made for backward");
+    FORWARD(clattn__plan_check_pass(plan, CLATTN_PASS_FORWARD));
     return forward(plan, args);
 }
 
 clattn_status clattn_backward(const clattn_plan *plan, const clattn_backward_args *args)
 {
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
-    RETURN_IF(plan->pass != CLATTN_PASS_BACKWARD, INVALID_ARGUMENT,
-              "the plan was made for forward; options.pass must be CLATTN_PASS_BACKWARD");
+    FORWARD(clattn__plan_check_pass(plan, CLATTN_PASS_BACKWARD));
     FORWARD(clattn__problem_check_backward_args(&plan->problem, args));
     FORWARD(clattn__problem_check_host_args(&plan->problem, &args->forward));
     for (gradient_name g = 0; g < GRADIENT_COUNT; g++)
         RETURN_IF(clattn__gradient_buffer(args, g)->mem, INVALID_ARGUMENT,
                   "args.%s is a cl_mem; this call takes host pointers", clattn__gradient_names[g]);
-    return clattn__host_backward(&plan->host, &plan->problem, plan->context->threads, args);
+    return run_logged(plan, &args->forward, args);
 }
 
 clattn_status clattn_attention(clattn_context *context, const clattn_problem *given, const void *q, const void *k,

@@ -65,6 +65,9 @@ clattn_status clattn__plan_make(clattn_context *context, const problem *p, const
                                 const clattn_plan_options *options, bool hold, clattn_plan **plan);
 void clattn__plan_drop(clattn_plan *plan); /* one reference less */
 
+/* INVALID_ARGUMENT and a sentence when the plan was made for the other. */
+clattn_status clattn__plan_check_pass(const clattn_plan *plan, clattn_pass pass);
+
 /* The context's cached plan for p with automatic options, made if need be; the caller drops it. */
 clattn_status clattn__plan_find(clattn_context *context, const problem *p, const clattn_problem *text,
                                 clattn_plan **plan);

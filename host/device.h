@@ -25,7 +25,9 @@ clattn_status clattn__device_plan_create(device *d, clattn_context *context, con
                                          const device_choice *choice, device_plan **plan);
 void clattn__device_plan_free(device_plan *plan);
 
-/* Host pointers in, host pointers out. args: checked. copy: not in the caller's memory, even where that could be. */
-clattn_status clattn__device_forward(device_plan *plan, const problem *p, const clattn_forward_args *args, bool copy);
+/* Host pointers in, host pointers out. args: checked, and those of `backward` unless that is NULL. copy: not in the
+ * caller's memory, even where that could be. */
+clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
+                                 const clattn_backward_args *backward, bool copy);
 
 #endif

@@ -48,8 +48,9 @@ clattn_status clattn__device_plan_create(device *d, clattn_context *context, con
 
 void clattn__device_plan_free(device_plan *plan) { (void)plan; }
 
-clattn_status clattn__device_forward(device_plan *plan, const problem *p, const clattn_forward_args *args, bool copy)
+clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
+                                 const clattn_backward_args *backward, bool copy)
 {
-    (void)plan, (void)p, (void)args, (void)copy;
+    (void)plan, (void)p, (void)args, (void)backward, (void)copy;
     return none();
 }

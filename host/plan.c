@@ -5,6 +5,7 @@
 
 #include <clattn/clattn.h>
 
+#include "cpu/backward.h"
 #include "error.h"
 #include "tile_table.h"
 
@@ -33,6 +34,11 @@ enum {
     DECODE_KEYS_LEAST = 512,        /* AUTO: keys */
     DECODE_CHUNK = 256,
     ATTN_FWD_PRIVATE_MOST = 1024, /* bytes of O that a work-item of attn_fwd keeps: a GPU's registers */
+    SPLITS_WANTED = 8,            /* backward: shares of the work that keep a machine busy */
+    SPLITS_BYTES_MOST = 64 << 20, /* of their partial sums of dQ, all together */
+    BACKWARD_LANES_BLOCK = 64,    /* attn_bwd_lanes: rows and keys of a tile, where they fit */
+    SMALL_GROUP = 64,             /* most work-items of the small kernels' groups */
+    BIAS_TILE = 4,                /* attn_bwd_bias: rows and keys of a work-item, as in the kernel */
 };
 
 const char *clattn_path_name(clattn_path path)
@@ -77,6 +83,12 @@ static bool is_host_kernel(clattn_kernel kernel)
            kernel == CLATTN_KERNEL_HOST_BACKWARD;
 }
 
+static bool is_backward_kernel(clattn_kernel kernel)
+{
+    return kernel == CLATTN_KERNEL_HOST_BACKWARD || kernel == CLATTN_KERNEL_ATTN_BWD_LANES ||
+           kernel == CLATTN_KERNEL_ATTN_BWD;
+}
+
 clattn_status clattn__plan_check_options(const clattn_plan_options *o)
 {
     RETURN_IF(o->struct_size != sizeof *o, INVALID_ARGUMENT,
@@ -88,8 +100,7 @@ clattn_status clattn__plan_check_options(const clattn_plan_options *o)
               "options.kernel is %d; it must be one of clattn_kernel", (int)o->kernel);
     RETURN_IF(o->pass != CLATTN_PASS_FORWARD && o->pass != CLATTN_PASS_BACKWARD, INVALID_ARGUMENT,
               "options.pass is %d; it must be one of clattn_pass", (int)o->pass);
-    RETURN_IF(o->kernel != CLATTN_KERNEL_AUTO &&
-                  (o->kernel == CLATTN_KERNEL_HOST_BACKWARD) != (o->pass == CLATTN_PASS_BACKWARD),
+    RETURN_IF(o->kernel != CLATTN_KERNEL_AUTO && is_backward_kernel(o->kernel) != (o->pass == CLATTN_PASS_BACKWARD),
               INVALID_ARGUMENT, "options.kernel %s does not run options.pass %s", clattn_kernel_name(o->kernel),
               o->pass == CLATTN_PASS_BACKWARD ? "backward" : "forward");
     RETURN_IF(o->block_q < 0, INVALID_ARGUMENT, "options.block_q is %" PRId64 "; it must be at least 0", o->block_q);
@@ -114,8 +125,13 @@ clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options
                  clattn_kernel_name(o->kernel));
         return path;
     }
-    if (p->score_function.source && !p->score_function.host) {
+    const clattn_score_function *f = &p->score_function;
+    if (f->source && !f->host) {
         text_add(why, "path device: score_function.host is NULL\n");
+        return CLATTN_PATH_DEVICE;
+    }
+    if (o->pass == CLATTN_PASS_BACKWARD && f->source && f->source_derivative && !f->host_derivative) {
+        text_add(why, "path device: score_function.host_derivative is NULL\n");
         return CLATTN_PATH_DEVICE;
     }
     if (p->n_q <= HOST_ROWS_MAX && p->n_kv <= HOST_ROWS_MAX) {
@@ -159,6 +175,16 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
               "score_function.host is NULL; the host path needs it");
     plan->ops = clattn__host_ops(p->dtype);
     plan->decode = clattn__decode_ops(p->dtype);
+    plan->n_threads = o->n_threads ? o->n_threads : n_threads;
+    if (o->pass == CLATTN_PASS_BACKWARD) {
+        RETURN_IF(p->score_function.host && !p->score_function.host_derivative, UNSUPPORTED,
+                  "score_function.host_derivative is NULL; backward needs it on the host path");
+        plan->kernel = CLATTN_KERNEL_HOST_BACKWARD;
+        plan->block_q = plan->block_kv = BACKWARD_BLOCK;
+        plan->chunk = 0;
+        plan->instructions = plan->decode->name; /* of the same rung, and in f32 or f64 too */
+        return CLATTN_STATUS_SUCCESS;
+    }
     plan->kernel = o->kernel == CLATTN_KERNEL_HOST_DECODE || (o->kernel == CLATTN_KERNEL_AUTO && suits_decoding(p))
                        ? CLATTN_KERNEL_HOST_DECODE
                        : CLATTN_KERNEL_HOST_TILE;
@@ -172,18 +198,30 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
         plan->chunk = p->n_q * p->n_heads_q < HOST_TILE_ROWS_FEW && p->n_kv > HOST_TILE_CHUNK ? HOST_TILE_CHUNK : 0;
     }
     plan->instructions = plan->kernel == CLATTN_KERNEL_HOST_TILE ? plan->ops->name : plan->decode->name;
-    plan->n_threads = o->n_threads ? o->n_threads : n_threads;
     return CLATTN_STATUS_SUCCESS;
 }
 
-const char *clattn__plan_merge_kernel(clattn_kernel kernel)
+clattn_kernel clattn__plan_device_kernel(const device_profile *device, clattn_pass pass)
 {
-    return kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ? "attn_merge_lanes" : NULL;
+    if (pass == CLATTN_PASS_BACKWARD) return device->is_cpu ? CLATTN_KERNEL_ATTN_BWD_LANES : CLATTN_KERNEL_ATTN_BWD;
+    return device->is_cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
 }
 
-clattn_kernel clattn__plan_device_kernel(const device_profile *device)
+static int64_t div_up(int64_t n, int64_t m) { return (n + m - 1) / m; }
+
+int clattn__plan_axis(const device_choice *c, const device_stage *stage, axis a)
 {
-    return device->is_cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
+    if (stage->axes >> a & 1) return c->axes[a];
+    return a == AXIS_STORAGE || a == AXIS_HEAD_DIM_QK || a == AXIS_HEAD_DIM_V;
+}
+
+/* n_tiles of each of `heads` heads, a work-group each. */
+static device_stage *add_stage(device_choice *c, const char *name, int64_t n_tiles, int64_t heads,
+                               int64_t work_group_size, unsigned wanted)
+{
+    device_stage *s = &c->stages[c->n_stages++];
+    *s = (device_stage){name, n_tiles * heads, work_group_size, (int)n_tiles, wanted, false, (1u << AXIS_COUNT) - 1};
+    return s;
 }
 
 static int64_t lanes_private_bytes(const problem *p, int64_t vectors, int64_t block_kv)
@@ -214,6 +252,7 @@ static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o
     c->axes[AXIS_BLOCK_Q] = (int)block_q;
     c->axes[AXIS_BLOCK_KV] = (int)block_kv;
     c->work_group_size = 1;
+    add_stage(c, "attn_fwd_lanes", div_up(p->n_q, block_q), p->batch * p->n_heads_q, 1, 0);
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -239,10 +278,23 @@ static clattn_status choose_decode(const problem *p, const device_profile *d, co
     c->axes[AXIS_BLOCK_Q] = DECODE_ROWS;
     c->axes[AXIS_BLOCK_KV] = (int)block_kv;
     c->work_group_size = 1;
-    c->chunks = (int)chunks;
     c->partial_chunk = row * decode_rows(p);
     c->workspace_bytes = bytes;
+    add_stage(c, "attn_decode_lanes", chunks, p->batch * p->n_heads_kv, 1, 0);
+    add_stage(c, "attn_merge_lanes", chunks, 0, 1, 0)->groups = p->batch * p->n_heads_q * p->n_q; /* a row each */
     return CLATTN_STATUS_SUCCESS;
+}
+
+static void set_tile(device_choice *c, const clattn__tile *t)
+{
+    c->axes[AXIS_BLOCK_Q] = t->block_q;
+    c->axes[AXIS_BLOCK_KV] = t->block_kv;
+    c->axes[AXIS_WG_SIZE] = t->wg_size;
+    c->axes[AXIS_WG_COLS] = t->wg_cols;
+    c->axes[AXIS_D_SLICE] = t->d_slice;
+    c->axes[AXIS_V_SLICE] = t->v_slice;
+    c->axes[AXIS_Q_RESIDENT] = t->q_resident;
+    c->work_group_size = t->wg_size;
 }
 
 /* *is_last: the table has no further tile. */
@@ -267,17 +319,145 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
               "attn_fwd with head_dim_v %" PRId64 " and %d work-items keeps %" PRId64
               " bytes of O in each; it may keep %d",
               p->head_dim_v, t.wg_size, rows * columns * real_size, ATTN_FWD_PRIVATE_MOST);
-    c->axes[AXIS_BLOCK_Q] = t.block_q;
-    c->axes[AXIS_BLOCK_KV] = t.block_kv;
-    c->axes[AXIS_WG_SIZE] = t.wg_size;
-    c->axes[AXIS_WG_COLS] = t.wg_cols;
-    c->axes[AXIS_D_SLICE] = t.d_slice;
-    c->axes[AXIS_V_SLICE] = t.v_slice;
-    c->axes[AXIS_Q_RESIDENT] = t.q_resident;
-    c->work_group_size = t.wg_size;
+    set_tile(c, &t);
     c->local_bytes =
         clattn__tile_local_bytes(&t, p->head_dim_qk, p->head_dim_v) + (int64_t)sizeof(int32_t) * p->has_mask;
+    add_stage(c, "attn_fwd", div_up(p->n_q, t.block_q), p->batch * p->n_heads_q, t.wg_size, 0);
     return CLATTN_STATUS_SUCCESS;
+}
+
+/* ---- backward */
+
+int clattn__plan_backward_splits(const problem *p, int64_t block_kv, int64_t dq_bytes, int64_t *entries)
+{
+    const int64_t tiles = div_up(p->n_kv, block_kv), bytes = dq_bytes * p->n_heads_kv;
+    int n = 1;
+    while (p->n_heads_kv * n < SPLITS_WANTED && 2 * n <= tiles && 2 * n * bytes <= SPLITS_BYTES_MOST) n *= 2;
+    *entries = bytes ? SPLITS_BYTES_MOST / (n * bytes) : p->batch;
+    if (*entries > p->batch) *entries = p->batch;
+    if (*entries < 1) *entries = 1;
+    return n;
+}
+
+#define WANTS(name) (1u << GRADIENT_##name)
+
+static int64_t small_group(const device_profile *d)
+{
+    return d->max_work_group_size < SMALL_GROUP ? d->max_work_group_size : SMALL_GROUP;
+}
+
+/* The kernels of a call: delta, those that `main_stages` adds, dbias, and what is one number a head. */
+static clattn_status choose_backward(const problem *p, const device_profile *d, device_choice *c)
+{
+    const int64_t small = small_group(d), heads_q = p->batch * p->n_heads_q, heads_kv = p->batch * p->n_heads_kv;
+    const int64_t q_tiles = div_up(p->n_q, c->axes[AXIS_BLOCK_Q]), kv_tiles = div_up(p->n_kv, c->axes[AXIS_BLOCK_KV]);
+    const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, wg = c->work_group_size;
+    const bool lanes = c->kernel == CLATTN_KERNEL_ATTN_BWD_LANES;
+    const unsigned all = (1u << GRADIENT_COUNT) - 1, keys = WANTS(DK) | WANTS(DV), slopes = WANTS(DALIBI);
+    const unsigned storage = AXIS_BIT(STORAGE) | AXIS_BIT(VARLEN);
+    const unsigned columns = AXIS_BIT(HEAD_DIM_QK) | AXIS_BIT(HEAD_DIM_V);
+    const unsigned blocks = AXIS_BIT(BLOCK_Q) | AXIS_BIT(BLOCK_KV);
+    const unsigned local =
+        AXIS_BIT(WG_SIZE) | AXIS_BIT(WG_COLS) | AXIS_BIT(D_SLICE) | AXIS_BIT(V_SLICE) | AXIS_BIT(Q_RESIDENT);
+    const int64_t lane_count = p->dtype == CLATTN_DTYPE_F64 ? 8 : 16;
+    const int64_t row = div_up(p->head_dim_qk, lane_count) * lane_count * real_size;
+    int64_t dq_bytes = 0, bytes; /* of one kv head's share */
+    bool fits = !__builtin_mul_overflow(q_tiles * c->axes[AXIS_BLOCK_Q] * row, p->gqa_group, &dq_bytes) &&
+                !__builtin_mul_overflow(dq_bytes, 2 * SPLITS_WANTED * p->n_heads_kv, &bytes);
+    c->n_splits = 1;
+    if (lanes && fits) {
+        c->n_splits = clattn__plan_backward_splits(p, c->axes[AXIS_BLOCK_KV], dq_bytes, &c->entries_in_turn);
+        c->partials_of_entry = dq_bytes / real_size * p->n_heads_kv * c->n_splits;
+    }
+    c->n_slope_parts = p->n_q == 0 ? 0 : lanes ? c->n_splits : (int)q_tiles;
+    const int64_t slope_parts = p->alibi ? c->n_slope_parts : 0;
+    fits = fits && !__builtin_mul_overflow(heads_q, p->n_q + slope_parts, &bytes) && bytes <= d->max_alloc_bytes;
+    c->slopes_at = heads_q * p->n_q;
+    c->partials_at = div_up(c->slopes_at + heads_q * slope_parts, 16) * 16;
+    fits = fits && !__builtin_mul_overflow(c->partials_of_entry, c->entries_in_turn, &bytes) &&
+           !__builtin_add_overflow(bytes, c->partials_at, &bytes) &&
+           !__builtin_mul_overflow(bytes, real_size, &c->workspace_bytes);
+    RETURN_IF(!fits || c->workspace_bytes > d->max_alloc_bytes, UNSUPPORTED,
+              "%s would keep sums of %" PRId64 " rows of %" PRId64 " heads; %s allocates at most %" PRId64
+              " bytes at once",
+              clattn_kernel_name(c->kernel), p->n_q, heads_q, d->name, d->max_alloc_bytes);
+    if (!c->workspace_bytes) c->workspace_bytes = real_size; /* so that there is a buffer */
+
+    if (p->n_q == 0) {
+        const int64_t *count = p->tensor[TENSOR_K].count;
+        add_stage(c, "attn_bwd_zero", 1, div_up(count[0] * count[1] * count[2], small), small, keys)->axes =
+            storage | columns;
+    } else {
+        add_stage(c, "attn_bwd_delta", 1, div_up(heads_q * p->n_q, small), small, all)->axes =
+            storage | AXIS_BIT(HEAD_DIM_V);
+        const int first = c->n_stages;
+        if (lanes) {
+            add_stage(c, "attn_bwd_lanes", c->n_splits, heads_kv, wg, WANTS(DQ) | keys | slopes)->in_turns = true;
+            device_stage *dq = add_stage(c, "attn_bwd_dq_lanes", q_tiles, heads_q, wg, WANTS(DQ));
+            dq->in_turns = true;
+            dq->axes = storage | columns | blocks;
+        } else {
+            add_stage(c, "attn_bwd", kv_tiles, heads_kv, wg, keys);
+            add_stage(c, "attn_bwd_dq", q_tiles, heads_q, wg, WANTS(DQ) | slopes);
+        }
+        for (int i = first; i < c->n_stages; i++) c->stages[i].axes &= ~AXIS_BIT(SINKS); /* LSE has them */
+    }
+    if (p->bias_dtype) {
+        const tensor_shape own = clattn__gradient_shape(p, GRADIENT_DBIAS);
+        const int64_t tiles = div_up(own.count[2], BIAS_TILE) * div_up(own.count[3], BIAS_TILE);
+        const int64_t group = d->is_cpu ? 1 : small; /* its loops are vectors already */
+        add_stage(c, "attn_bwd_bias", 1, div_up(own.count[0] * own.count[1] * tiles, group), group, WANTS(DBIAS))
+            ->axes &= ~(blocks | local | AXIS_BIT(SINKS));
+    }
+    if (p->has_sinks || p->alibi)
+        add_stage(c, "attn_bwd_heads", 1, p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? heads_q : p->n_heads_q, small,
+                  WANTS(DSINKS) | slopes);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* What cl/backward_lanes.clh keeps in private memory. */
+static int64_t backward_lanes_private_bytes(const problem *p, int64_t block)
+{
+    const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, lanes = 64 / real_size;
+    const int64_t qk = (div_up(p->head_dim_qk, lanes) | 1) * lanes, v = (div_up(p->head_dim_v, lanes) | 1) * lanes;
+    return (4 * qk + 3 * v + 3 * block) * block * real_size;
+}
+
+static clattn_status choose_backward_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,
+                                           device_choice *c)
+{
+    const int64_t asked = o->block_kv ? o->block_kv : o->block_q;
+    int64_t block = block_of(asked, BACKWARD_LANES_BLOCK, BACKWARD_LANES_BLOCK, 16, BACKWARD_LANES_BLOCK);
+    while (block > 16 && backward_lanes_private_bytes(p, block) > LANES_PRIVATE_MOST) block -= 16;
+    const int64_t bytes = backward_lanes_private_bytes(p, block);
+    RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,
+              "attn_bwd_lanes with head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " and tiles of %" PRId64
+              " needs %" PRId64 " bytes of private memory; it may use %d",
+              p->head_dim_qk, p->head_dim_v, block, bytes, LANES_PRIVATE_MOST);
+    c->axes[AXIS_BLOCK_Q] = c->axes[AXIS_BLOCK_KV] = (int)block;
+    c->work_group_size = 1;
+    return choose_backward(p, d, c);
+}
+
+/* *is_last: the table has no further tile. */
+static clattn_status choose_attn_bwd(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
+                                     device_choice *c, bool *is_last)
+{
+    const int64_t block = o->block_q ? o->block_q : o->block_kv;
+    const int real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
+    clattn__tile t;
+    *is_last = true;
+    RETURN_IF(!clattn__tile_pick_backward(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes,
+                                          d->max_work_group_size, block, nth, &t),
+              UNSUPPORTED,
+              "attn_bwd has no%s tile for head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " in %" PRId64
+              " bytes of local memory and %" PRId64 " work-items",
+              nth ? " further" : "", p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size);
+    *is_last = false;
+    set_tile(c, &t);
+    c->local_bytes =
+        clattn__tile_backward_local_bytes(&t, p->head_dim_qk, p->head_dim_v) + (int64_t)sizeof(int32_t) * p->has_mask;
+    return choose_backward(p, d, c);
 }
 
 clattn_status clattn__plan_device(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
@@ -292,6 +472,9 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
               "%s is f64; %s has no fp64", p->dtype == CLATTN_DTYPE_F64 ? "dtype" : "bias.dtype", d->name);
     RETURN_IF(p->score_function.host && !p->score_function.source, UNSUPPORTED,
               "score_function.source is NULL; the device path needs it");
+    const bool backward = o->pass == CLATTN_PASS_BACKWARD;
+    RETURN_IF(backward && p->score_function.source && !p->score_function.source_derivative, UNSUPPORTED,
+              "score_function.source_derivative is NULL; backward needs it on the device path");
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
         const tensor_shape *t = &p->tensor[i];
         const int64_t bytes = clattn__tensor_copy_bytes(t);
@@ -314,24 +497,25 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
     c->axes[AXIS_SINKS] = p->has_sinks;
     c->axes[AXIS_DROPOUT] = p->dropout > 0;
     c->axes[AXIS_VARLEN] = p->varlen;
+    c->pass = o->pass;
     c->score_source = p->score_function.source;
-    /* AUTO on a CPU device: the decode kernel for few rows, the lanes kernel, and should that fail the tiles of attn_fwd. */
+    c->score_derivative = backward ? p->score_function.source_derivative : NULL;
+    /* AUTO on a CPU device: the decode kernel for few rows, the lanes kernel, and should that fail the tiles in local memory. */
     const bool is_auto = o->kernel == CLATTN_KERNEL_AUTO;
-    const bool lanes = is_auto && clattn__plan_device_kernel(d) == CLATTN_KERNEL_ATTN_FWD_LANES;
-    const clattn_kernel order[3] = {
-        o->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ||
-                (lanes && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST)
-            ? CLATTN_KERNEL_ATTN_DECODE_LANES
-            : CLATTN_KERNEL_AUTO,
-        o->kernel == CLATTN_KERNEL_ATTN_FWD_LANES || lanes ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_AUTO,
-        o->kernel == CLATTN_KERNEL_ATTN_FWD || is_auto ? CLATTN_KERNEL_ATTN_FWD : CLATTN_KERNEL_AUTO};
+    const clattn_kernel lanes = backward ? CLATTN_KERNEL_ATTN_BWD_LANES : CLATTN_KERNEL_ATTN_FWD_LANES;
+    const clattn_kernel tiles = backward ? CLATTN_KERNEL_ATTN_BWD : CLATTN_KERNEL_ATTN_FWD;
+    const bool auto_lanes = is_auto && clattn__plan_device_kernel(d, o->pass) == lanes;
+    const bool decode = o->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ||
+                        (auto_lanes && !backward && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST);
+    const clattn_kernel order[2] = {decode ? CLATTN_KERNEL_ATTN_DECODE_LANES : CLATTN_KERNEL_AUTO,
+                                    o->kernel == lanes || auto_lanes ? lanes : CLATTN_KERNEL_AUTO};
     c->kernel = CLATTN_KERNEL_AUTO;
     for (int i = 0; i < 2 && c->kernel == CLATTN_KERNEL_AUTO; i++)
         if (order[i] != CLATTN_KERNEL_AUTO && nth-- == 0) c->kernel = order[i];
-    *is_last = !is_auto && o->kernel != CLATTN_KERNEL_ATTN_FWD;
+    *is_last = !is_auto && o->kernel != tiles;
     if (c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) return choose_decode(p, d, o, c);
-    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) return choose_lanes(p, o, c);
+    if (c->kernel == lanes) return backward ? choose_backward_lanes(p, d, o, c) : choose_lanes(p, o, c);
     RETURN_IF(*is_last, UNSUPPORTED, "%s has one variant", clattn_kernel_name(o->kernel));
-    c->kernel = CLATTN_KERNEL_ATTN_FWD;
-    return choose_attn_fwd(p, d, o, nth, c, is_last);
+    c->kernel = tiles;
+    return backward ? choose_attn_bwd(p, d, o, nth, c, is_last) : choose_attn_fwd(p, d, o, nth, c, is_last);
 }

@@ -24,22 +24,45 @@ typedef enum axis {
 
 extern const char *const clattn__axis_names[AXIS_COUNT];
 
+#define AXIS_BIT(name) (1u << AXIS_##name)
+
+/* One kernel of a call; its file and its name are one. */
+typedef struct device_stage {
+    const char *name;
+    int64_t groups, work_group_size;
+    int n_tiles;     /* attn_args.n_tiles */
+    unsigned wanted; /* backward: runs if one of these gradients is wanted, a bit for each gradient_name */
+    bool in_turns;   /* backward: works on partials, which the workspace has for entries_in_turn batch entries */
+    unsigned axes;   /* that it has a use for, a bit each: it is built once for all values of the others */
+} device_stage;
+
+enum { STAGES_MOST = 5 };
+
 /* One kernel variant. */
 typedef struct device_choice {
     clattn_kernel kernel;
+    clattn_pass pass;
     int axes[AXIS_COUNT];
-    int64_t work_group_size, local_bytes;
-    int chunks;               /* ATTN_DECODE_LANES: of the keys; then a second kernel merges them */
-    int64_t partial_chunk;    /* reals of one chunk's partials */
-    int64_t workspace_bytes;  /* 0: none */
-    const char *score_source; /* the app's score function, or NULL; the app's, valid while the plan is made */
+    device_stage stages[STAGES_MOST]; /* one after the other */
+    int n_stages;
+    int64_t work_group_size, local_bytes;        /* of the kernel that the choice is named after */
+    int64_t workspace_bytes;                     /* 0: none */
+    int64_t partial_chunk;                       /* ATTN_DECODE_LANES: reals of one chunk's partials */
+    int64_t delta_at, slopes_at, partials_at;    /* backward: in the workspace, reals */
+    int n_splits, n_slope_parts;                 /* backward, see backward_args */
+    int64_t entries_in_turn, partials_of_entry;  /* backward: batch entries; reals */
+    const char *score_source, *score_derivative; /* the app's, or NULL; valid while the plan is made */
 } device_choice;
 
-/* The kernel that runs after this one on its partials, or NULL; its own name is clattn_kernel_name's. */
-const char *clattn__plan_merge_kernel(clattn_kernel kernel);
-
 /* The device's kernel for a clattn_kernel of AUTO. */
-clattn_kernel clattn__plan_device_kernel(const device_profile *device);
+clattn_kernel clattn__plan_device_kernel(const device_profile *device, clattn_pass pass);
+
+/* An axis of a stage's kernel: the choice's, or what stands for any. */
+int clattn__plan_axis(const device_choice *choice, const device_stage *stage, axis a);
+
+/* Shares of the keys of each kv head, each with a dQ of its own: from one batch entry's problem and the tile alone, never from
+ * the machine. *entries: that may have such dQs at a time, each of dq_bytes for one kv head's share. */
+int clattn__plan_backward_splits(const problem *p, int64_t block_kv, int64_t dq_bytes, int64_t *entries);
 
 clattn_status clattn__plan_check_options(const clattn_plan_options *options);
 

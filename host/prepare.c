@@ -6,7 +6,6 @@
 #include <clattn/clattn.h>
 
 #include "context.h"
-#include "cpu/backward.h"
 #include "device.h"
 #include "error.h"
 
@@ -44,6 +43,13 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
              "kernel %s on %s: block_q %d, block_kv %d, %" PRId64 " work-items, %" PRId64 " bytes of local memory\n",
              clattn_kernel_name(plan->choice.kernel), profile->name, axes[AXIS_BLOCK_Q], axes[AXIS_BLOCK_KV],
              plan->choice.work_group_size, plan->choice.local_bytes);
+    if (options->pass == CLATTN_PASS_BACKWARD) {
+        text_add(why, "gradients in this order:");
+        for (int i = 0; i < plan->choice.n_stages; i++)
+            text_add(why, "%s %s", i ? "," : "", plan->choice.stages[i].name);
+        text_add(why, "; the keys of a head in %d shares; %" PRId64 " bytes of work space\n", plan->choice.n_splits,
+                 plan->choice.workspace_bytes);
+    }
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -54,6 +60,7 @@ static clattn_status prepare_host(clattn_plan *plan, const clattn_plan_options *
     const host_plan *h = &plan->host;
     text_add(why, "kernel %s, %s: block_q %d, block_kv %d, at most %d threads\n", clattn_kernel_name(h->kernel),
              h->instructions, h->block_q, h->block_kv, h->n_threads);
+    if (h->kernel == CLATTN_KERNEL_HOST_BACKWARD) return CLATTN_STATUS_SUCCESS;
     if (h->kernel == CLATTN_KERNEL_HOST_DECODE) {
         text_add(why,
                  "few query rows: K and V are read once for the %" PRId64
@@ -76,31 +83,13 @@ static void report_blocks(const clattn_plan_options *o, int64_t block_q, int64_t
         text_add(why, "block_kv %" PRId64 " was asked for and became %" PRId64 "\n", o->block_kv, block_kv);
 }
 
-static clattn_status prepare_backward(clattn_plan *plan, const clattn_plan_options *options, text *why)
-{
-    const clattn_score_function *f = &plan->problem.score_function;
-    RETURN_IF(options->path == CLATTN_PATH_DEVICE, UNSUPPORTED,
-              "no device kernel computes gradients so far; options.path must be host or auto");
-    RETURN_IF((f->host || f->source) && !f->host_derivative, UNSUPPORTED,
-              "score_function.host_derivative is NULL; backward needs it");
-    plan->path = CLATTN_PATH_HOST;
-    FORWARD(clattn__plan_host(&plan->problem, options, clattn__threads_count(plan->context->threads), &plan->host));
-    plan->host.block_q = plan->host.block_kv = BACKWARD_BLOCK;
-    plan->host.instructions = plan->host.decode->name; /* of the same rung, and in f32 or f64 too */
-    text_add(why, "path host: no device kernel computes gradients so far\n");
-    text_add(why, "kernel host_backward, %s: block_q %d, block_kv %d, at most %d threads\n", plan->host.instructions,
-             plan->host.block_q, plan->host.block_kv, plan->host.n_threads);
-    return CLATTN_STATUS_SUCCESS;
-}
-
 static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *options, text *why)
 {
     plan->pass = options->pass;
-    if (options->pass == CLATTN_PASS_BACKWARD) return prepare_backward(plan, options, why);
     const clattn_path wanted = clattn__plan_wanted_path(&plan->problem, options, why);
     if (wanted == CLATTN_PATH_HOST) {
         FORWARD(prepare_host(plan, options, why));
-        /* The app's own cl_mem stay where they are: a kernel for clattn_enqueue_forward, beside the host path. */
+        /* The app's own cl_mem stay where they are: a kernel for clattn_enqueue_*, beside the host path. */
         if (options->path == CLATTN_PATH_AUTO && options->kernel == CLATTN_KERNEL_AUTO && plan->context->from_app) {
             text_add(why, "for cl_mem, which stay on the device: ");
             if (prepare_device(plan, options, why) != CLATTN_STATUS_SUCCESS)
@@ -168,6 +157,13 @@ void clattn__plan_drop(clattn_plan *plan)
     clattn__device_plan_free(plan->device_plan);
     if (plan->holds_context) clattn_context_release(plan->context);
     free(plan);
+}
+
+clattn_status clattn__plan_check_pass(const clattn_plan *plan, clattn_pass pass)
+{
+    RETURN_IF(plan->pass != pass, INVALID_ARGUMENT, "the plan was made for %s",
+              pass == CLATTN_PASS_FORWARD ? "backward" : "forward; options.pass must be CLATTN_PASS_BACKWARD");
+    return CLATTN_STATUS_SUCCESS;
 }
 
 clattn_status clattn__plan_find(clattn_context *context, const problem *p, const clattn_problem *text_of,

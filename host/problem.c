@@ -466,6 +466,16 @@ const tensor_name clattn__gradient_of[GRADIENT_COUNT] = {
 #undef OF
 };
 
+tensor_shape clattn__gradient_shape(const problem *p, gradient_name name)
+{
+    tensor_shape t = p->tensor[clattn__gradient_of[name]];
+    for (int i = 0; name == GRADIENT_DBIAS && t.size && i < 4; i++)
+        if (t.stride[i] == 0) t.count[i] = 1;
+    tensor_extent(&t); /* no further than the tensor's own, or one element where that has none */
+    t.gapless = tensor_is_gapless(&t);
+    return t;
+}
+
 const clattn_buffer *clattn__gradient_buffer(const clattn_backward_args *args, gradient_name name)
 {
     static const size_t at[GRADIENT_COUNT] = {
@@ -511,9 +521,10 @@ static clattn_status check_gradients_apart(const problem *p, const clattn_backwa
     byte_range ranges[TENSOR_COUNT + GRADIENT_COUNT];
     for (tensor_name i = 0; i < TENSOR_COUNT; i++)
         ranges[i] = byte_range_of(clattn__args_buffer(&args->forward, i), &p->tensor[i], clattn__tensor_names[i]);
-    for (gradient_name g = 0; g < GRADIENT_COUNT; g++)
-        ranges[TENSOR_COUNT + g] = byte_range_of(clattn__gradient_buffer(args, g), &p->tensor[clattn__gradient_of[g]],
-                                                 clattn__gradient_names[g]);
+    for (gradient_name g = 0; g < GRADIENT_COUNT; g++) {
+        const tensor_shape t = clattn__gradient_shape(p, g);
+        ranges[TENSOR_COUNT + g] = byte_range_of(clattn__gradient_buffer(args, g), &t, clattn__gradient_names[g]);
+    }
     for (gradient_name g = GRADIENT_FIRST_OUTPUT; g < GRADIENT_COUNT; g++)
         for (int i = 0; i < TENSOR_COUNT + (int)g; i++)
             FORWARD(check_ranges_apart(&ranges[TENSOR_COUNT + g], &ranges[i]));
@@ -530,20 +541,17 @@ clattn_status clattn__problem_check_backward_args(const problem *p, const clattn
     RETURN_IF(p->tensor[TENSOR_LSE].bytes && !args->forward.lse.host && !args->forward.lse.mem, INVALID_ARGUMENT,
               "args.forward.lse is absent; the forward call must store it");
     for (gradient_name g = 0; g < GRADIENT_COUNT; g++) {
-        const tensor_shape *t = &p->tensor[clattn__gradient_of[g]];
+        const tensor_shape shape = clattn__gradient_shape(p, g), *t = &shape;
         const clattn_buffer *b = clattn__gradient_buffer(args, g);
         RETURN_IF(!t->size && (b->host || b->mem), INVALID_ARGUMENT, "args.%s is given; the problem has no %s",
                   clattn__gradient_names[g], clattn__tensor_names[clattn__gradient_of[g]]);
         if (!t->size) continue;
         FORWARD(check_place(clattn__gradient_names[g], b, g == GRADIENT_D_O && t->bytes != 0, t->size));
-        RETURN_IF(g >= GRADIENT_FIRST_OUTPUT && g != GRADIENT_DBIAS && (b->host || b->mem) && tensor_overlaps_itself(t),
-                  INVALID_ARGUMENT, "args.%s has the strides of %s, whose elements overlap; it is written",
-                  clattn__gradient_names[g], clattn__tensor_names[clattn__gradient_of[g]]);
+        RETURN_IF(g >= GRADIENT_FIRST_OUTPUT && (b->host || b->mem) && tensor_overlaps_itself(t), INVALID_ARGUMENT,
+                  "args.%s has the strides of %s, whose elements overlap; it is written", clattn__gradient_names[g],
+                  clattn__tensor_names[clattn__gradient_of[g]]);
     }
     FORWARD(check_gradients_apart(p, args));
-    RETURN_IF((p->score_function.host && !p->score_function.host_derivative) ||
-                  (p->score_function.source && !p->score_function.source_derivative),
-              UNSUPPORTED, "the score function has no derivative; backward needs it");
     return check_place("workspace", &args->workspace, false, 1);
 }
 

@@ -106,6 +106,9 @@ typedef enum gradient_name {
 extern const char *const clattn__gradient_names[GRADIENT_COUNT];
 extern const tensor_name clattn__gradient_of[GRADIENT_COUNT];
 
+/* That tensor's shape; dbias has one element where the bias broadcasts. */
+tensor_shape clattn__gradient_shape(const problem *p, gradient_name name);
+
 const clattn_buffer *clattn__gradient_buffer(const clattn_backward_args *args, gradient_name name);
 void *clattn__gradient_host(const clattn_backward_args *args, gradient_name name); /* NULL when absent */
 

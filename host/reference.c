@@ -314,6 +314,8 @@ clattn_status clattn_reference_backward(const clattn_problem *given, const clatt
     FORWARD(check(given, &inputs.forward, true, &p));
     p.tensor[TENSOR_LSE].bytes = 0;
     FORWARD(clattn__problem_check_backward_args(&p, &inputs));
+    RETURN_IF(p.score_function.host && !p.score_function.host_derivative, UNSUPPORTED,
+              "score_function.host_derivative is NULL; the reference needs it");
     RETURN_IF((gradients->dbias && !p.bias_dtype) || (gradients->dalibi_slopes && !p.alibi) ||
                   (gradients->dsinks && !p.has_sinks),
               INVALID_ARGUMENT, "a gradient of the bias, slopes or sinks is asked for; the problem has none");

@@ -139,3 +139,47 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
         *(bq >= bkv ? &bq : &bkv) -= BLOCK_STEP; /* what was forced does not fit: the next smaller one */
     }
 }
+
+/* ---- attn_bwd and attn_bwd_dq */
+
+/* clang-format off */
+static const clattn__tile backward_tiles[] = {
+    /* up to     real  BLOCK_Q BLOCK_KV  WG_SIZE WG_COLS  D_SLICE V_SLICE  Q_RESIDENT */
+    { ANY_DIM,   4,    64,     64,       256,    16,      32,     32,      0 },
+    { ANY_DIM,   4,    32,     32,       64,     8,       32,     16,      0 },
+    { ANY_DIM,   4,    32,     32,       64,     8,       16,     8,       0 },
+    { ANY_DIM,   4,    16,     16,       16,     4,       8,      4,       0 },
+    { ANY_DIM,   8,    32,     32,       64,     8,       16,     16,      0 },
+    { ANY_DIM,   8,    16,     16,       16,     4,       8,      4,       0 },
+};
+/* clang-format on */
+
+/* As cl/tile_backward.clh has it. */
+static int64_t backward_columns(const clattn__tile *t, int64_t head_dim)
+{
+    const int64_t tile_m = t->block_q / (t->wg_size / t->wg_cols), vectors = t->real_size == 8 ? 8 : 16;
+    const int64_t most = 4 * t->wg_cols * max_of(vectors / tile_m, 1);
+    return head_dim < most ? head_dim : most;
+}
+
+int64_t clattn__tile_backward_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v)
+{
+    return clattn__tile_local_bytes(t, head_dim_qk, backward_columns(t, max_of(head_dim_qk, head_dim_v)));
+}
+
+const clattn__tile *clattn__tile_pick_backward(int64_t head_dim_qk, int64_t head_dim_v, int real_size,
+                                               int64_t local_bytes, int64_t max_wg, int64_t block, int skip,
+                                               clattn__tile *out)
+{
+    for (size_t i = 0; i < sizeof backward_tiles / sizeof *backward_tiles; i++) {
+        clattn__tile t = backward_tiles[i];
+        if (t.real_size != real_size || (block && t.block_q > round_up(block, BLOCK_STEP))) continue;
+        trim_slice(&t, head_dim_qk);
+        if (t.wg_size > max_wg || clattn__tile_backward_local_bytes(&t, head_dim_qk, head_dim_v) > local_bytes)
+            continue;
+        if (skip-- > 0) continue;
+        *out = t;
+        return out;
+    }
+    return NULL;
+}

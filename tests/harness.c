@@ -465,7 +465,9 @@ clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const t
     ck_assert_str_eq(clattn_kernel_name(info.kernel), clattn_kernel_name(way->kernel));
     if (way->kernel == CLATTN_KERNEL_HOST_TILE) {
         /* Rows of a tile: four vectors of 16, three of 8, four of 4; half of each for f64. */
-        const int64_t rows = !strncmp(info.instructions, "avx512", 6) ? 64 : !strcmp(info.instructions, "avx2") ? 24 : 16;
+        const int64_t rows = !strncmp(info.instructions, "avx512", 6) ? 64
+                             : !strcmp(info.instructions, "avx2")     ? 24
+                                                                      : 16;
         check_block("block_q", info.block_q, block_q, p->n_q, 1, p->dtype == CLATTN_DTYPE_F64 ? rows / 2 : rows);
         check_block("block_kv", info.block_kv, block_kv, p->n_kv, 1, 4096);
         if (n_threads) ck_assert_int_eq(info.n_threads, n_threads);
@@ -715,5 +717,87 @@ test_data *test_data_from_text(const char *text, uint64_t seed)
     test_ok(clattn_problem_from_text(text, &p));
     test_data *t = test_data_make(&p, seed);
     test_ok(clattn_problem_text_args(text, &t->dropout_seed, t->cu_seqlens_q, t->cu_seqlens_kv));
+    return t;
+}
+
+/* ---- pairs */
+
+enum { GQA = 10, VARLEN = 12, SCORE_FUNCTION = 13 };
+
+/* In words of the problem text; %V% words need more than the text. */
+static const char *const feature_words[TEST_FEATURES] = {
+    "causal",
+    "window=20,9",
+    "offset=per-batch",
+    "kvlen=per-batch",
+    "bias=1,h,q,kv:f16",
+    "mask=b,1,q,kv",
+    "alibi",
+    "softcap=2.5",
+    "sinks",
+    "dropout=0.2:seed=42",
+    "" /* GQA: hkv */,
+    "dv24",
+    "varlen",
+    "" /* score function */,
+};
+static const int64_t pair_shapes[3][2] = {{70, 93}, {33, 200}, {130, 47}}; /* n_q, n_kv */
+
+unsigned test_pair_of(int n)
+{
+    if (n == 0) return 0;
+    for (int a = 0, at = 1; a < TEST_FEATURES; a++)
+        for (int b = a; b < TEST_FEATURES; b++, at++)
+            if (at == n) return 1u << a | 1u << b;
+    ck_abort_msg("no pair %d", n);
+}
+
+double test_table_function(double score, int64_t b, int64_t h, int64_t i, int64_t j, const void *data)
+{
+    (void)b;
+    return score + ((const float *)data)[h * 64 + ((i - j) & 63)];
+}
+const char test_table_source[] = "score + ((__global const float *)data)[h * 64 + ((i - j) & 63)]";
+float test_table[4 * 64];
+
+bool test_pair_problem(unsigned features, clattn_dtype dtype, int nth_shape, clattn_problem *p)
+{
+    char text[400];
+    const bool varlen = features >> VARLEN & 1;
+    if (varlen && (features >> 3 & 1)) return false; /* sequences bring their own lengths */
+    size_t n =
+        (size_t)snprintf(text, sizeof text, "%s b2 hq4 hkv%d q%" PRId64 " kv%" PRId64 " d40", clattn_dtype_name(dtype),
+                         features >> GQA & 1 ? 2 : 4, pair_shapes[nth_shape][0], pair_shapes[nth_shape][1]);
+    for (int f = 0; f < TEST_FEATURES; f++)
+        if (features >> f & 1) n += (size_t)snprintf(text + n, sizeof text - n, " %s", feature_words[f]);
+    if (varlen)
+        snprintf(text + n, sizeof text - n, " total=%" PRId64 ",%" PRId64, pair_shapes[nth_shape][0] + 21,
+                 pair_shapes[nth_shape][1] + 34);
+    test_ok(clattn_problem_from_text(text, p));
+    if (features >> SCORE_FUNCTION & 1) {
+        p->score_function.host = test_table_function;
+        p->score_function.source = test_table_source;
+        p->score_function.data_bytes = sizeof test_table;
+    }
+    return true;
+}
+
+test_data *test_pair_data(const clattn_problem *p, uint64_t seed)
+{
+    test_data *t = test_data_make(p, seed);
+    for (int i = 0; i < 4 * 64; i++) test_table[i] = sinf((float)i);
+    t->score_data = test_table;
+    t->dropout_seed = seed;
+    if (t->kv_lengths) t->kv_lengths[0] = p->n_kv / 2, t->kv_lengths[1] = p->n_kv;
+    if (t->query_offsets) t->query_offsets[0] = p->n_kv - p->n_q, t->query_offsets[1] = -7;
+    if (p->varlen) {
+        const int64_t q[3] = {0, 21, p->total_q}, kv[3] = {0, p->n_kv, p->total_kv};
+        memcpy(t->cu_seqlens_q, q, sizeof q);
+        memcpy(t->cu_seqlens_kv, kv, sizeof kv);
+    }
+    for (int64_t b = 0; t->mask && b < p->batch; b++)
+        for (int64_t i = 0; i < p->n_q; i++)
+            for (int64_t j = 0; j < p->n_kv; j++)
+                if (i < 3 || (j >= 16 && j < 36)) t->mask[test_beside(p->mask.strides, b, 0, i, j)] = 0;
     return t;
 }

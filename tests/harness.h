@@ -136,6 +136,25 @@ void test_problem(const char *text);
 /* The same from text that may list sequences and a seed. */
 test_data *test_data_from_text(const char *text, uint64_t seed);
 
+/* ---- features alone and in pairs */
+
+enum { TEST_FEATURES = 14, TEST_PAIRS = 1 + TEST_FEATURES * (TEST_FEATURES + 1) / 2 };
+
+/* Pair n of {none, each alone, each with a later one}, as bits. */
+unsigned test_pair_of(int n);
+
+/* The problem of a pair, in one of three shapes; false where the two exclude each other. */
+bool test_pair_problem(unsigned features, clattn_dtype dtype, int nth_shape, clattn_problem *p);
+
+/* Its data, with the numbers that the text leaves open. The first rows of the mask hide everything, and so do the keys from
+ * 16 to 35. */
+test_data *test_pair_data(const clattn_problem *p, uint64_t seed);
+
+/* The pairs' score function: it adds what the table [4 heads, 64] has for (i - j) mod 64. */
+double test_table_function(double score, int64_t b, int64_t h, int64_t i, int64_t j, const void *data);
+extern const char test_table_source[];
+extern float test_table[4 * 64];
+
 /* Element of what stands beside the scores, through its strides. */
 int64_t test_beside(clattn_score_strides s, int64_t b, int64_t h, int64_t i, int64_t j);
 

@@ -1,6 +1,6 @@
 # The README's C is cut from files that are compiled: cmake -DROOT=... -P readme.cmake
 file(READ ${ROOT}/README.md readme)
-foreach(example attention score_function)
+foreach(example attention score_function training)
   file(READ ${ROOT}/examples/${example}.c text)
   string(FIND "${text}" "/* README: begin */\n" begin)
   string(FIND "${text}" "/* README: end */" end)

@@ -219,7 +219,32 @@ START_TEST(score_function_by_differences)
 }
 END_TEST
 
-/* ---- the host path */
+/* ---- every way beside the reference */
+
+static const test_way ways[TEST_WAYS] = {
+    {"host", CLATTN_PATH_HOST, CLATTN_KERNEL_HOST_BACKWARD},
+    {"device, lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_BWD_LANES},
+    {"device, local memory", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_BWD},
+};
+
+/* n_threads: of the host path. */
+static clattn_plan *backward_plan(clattn_context *context, const clattn_problem *p, const test_way *way, int n_threads)
+{
+    clattn_plan_options options;
+    clattn_plan_options_init(&options);
+    options.pass = CLATTN_PASS_BACKWARD;
+    options.path = way->path;
+    options.kernel = way->kernel;
+    options.n_threads = n_threads;
+    clattn_plan *plan;
+    test_ok(clattn_plan_create(context, p, &options, &plan));
+    clattn_plan_info info;
+    clattn_plan_info_init(&info);
+    test_ok(clattn_plan_get_info(plan, &info));
+    ck_assert_str_eq(clattn_path_name(info.path), clattn_path_name(way->path));
+    ck_assert_str_eq(clattn_kernel_name(info.kernel), clattn_kernel_name(way->kernel));
+    return plan;
+}
 
 /* What one tensor's gradient may be off: its own largest value is as large as 1, at least. */
 static double tolerance(clattn_dtype dtype)
@@ -304,45 +329,59 @@ static clattn_backward_args backward_args(test_data *t, const void *d_o, const f
     return args;
 }
 
-static void check_host(const char *text, uint64_t seed)
+static int64_t rows_of(const clattn_problem *p, bool keys)
 {
-    test_data *t = test_data_from_text(text, seed);
+    return keys ? (p->varlen ? p->total_kv : p->n_kv) : p->varlen ? p->total_q : p->n_q;
+}
+
+/* t with O and LSE of a forward call; *d_o and *d_lse: random, to be freed. */
+static void forward_and_loss(test_data *t, uint64_t seed, test_data **like_o, float **d_lse)
+{
     const clattn_problem *p = &t->p;
-    test_data *like_o = test_data_from_text(text, seed + 100); /* its O, filled below, is dO */
-    const int64_t rows_q = p->varlen ? p->total_q : p->n_q, rows_kv = p->varlen ? p->total_kv : p->n_kv;
-    const int64_t b = p->varlen ? 1 : p->batch, n_q = b * p->n_heads_q * rows_q, n_kv = b * p->n_heads_kv * rows_kv;
-    float *d_lse = calloc((size_t)n_q + 1, 4);
+    const int64_t b = p->varlen ? 1 : p->batch, rows_q = rows_of(p, false), n_q = b * p->n_heads_q * rows_q;
     uint64_t state = seed;
-    for (int64_t i = 0; i < n_q; i++) d_lse[i] = (float)random_below(&state, 2001) / 1000 - 1;
+    *like_o = test_data_make(p, seed + 100); /* its O is dO */
+    *d_lse = calloc((size_t)n_q + 1, 4);
+    for (int64_t i = 0; i < n_q; i++) (*d_lse)[i] = (float)random_below(&state, 2001) / 1000 - 1;
     for (int64_t i = 0; i < b; i++)
         for (int64_t h = 0; h < p->n_heads_q; h++)
             for (int64_t r = 0; r < rows_q; r++)
                 for (int64_t d = 0; d < p->head_dim_v; d++)
-                    test_set(like_o, 'o', i, h, r, d, (double)random_below(&state, 2001) / 1000 - 1);
+                    test_set(*like_o, 'o', i, h, r, d, (double)random_below(&state, 2001) / 1000 - 1);
     clattn_plan *forward = test_plan(test_host_context(), p, &test_ways[0], 0, 0, 0);
     test_forward(t, forward);
     clattn_plan_release(forward);
+}
 
+static void run_backward(test_data *t, const test_way *way, int n_threads, const void *d_o, const float *d_lse,
+                         gradients *g)
+{
+    clattn_plan *plan = backward_plan(test_way_context(way, t->p.dtype), &t->p, way, n_threads);
+    const clattn_backward_args args = backward_args(t, d_o, d_lse, g);
+    test_ok(clattn_backward(plan, &args));
+    clattn_plan_release(plan);
+}
+
+/* Twice, on the host by 1 and by 5 threads: the same bits, and right. dO of the first nan_rows rows is NaN. */
+static void check_way(test_data *t, const char *text, uint64_t seed, const test_way *way, int64_t nan_rows)
+{
+    const clattn_problem *p = &t->p;
+    test_data *like_o;
+    float *d_lse;
     gradients g[2];
-    for (int run = 0; run < 2; run++) { /* by 1 and by 5 threads */
-        clattn_plan_options options;
-        clattn_plan_options_init(&options);
-        options.pass = CLATTN_PASS_BACKWARD;
-        options.path = CLATTN_PATH_HOST;
-        options.n_threads = run ? 5 : 1;
-        clattn_plan *plan;
-        test_ok(clattn_plan_create(test_host_context(), p, &options, &plan));
-        clattn_plan_info info;
-        clattn_plan_info_init(&info);
-        test_ok(clattn_plan_get_info(plan, &info));
-        ck_assert_int_eq(info.kernel, CLATTN_KERNEL_HOST_BACKWARD);
-        const clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g[run]);
-        test_ok(clattn_backward(plan, &args));
-        clattn_plan_release(plan);
-    }
+    forward_and_loss(t, seed, &like_o, &d_lse);
+    for (int64_t i = 0; i < nan_rows; i++)
+        for (int64_t h = 0; h < p->n_heads_q; h++) {
+            test_set_row(like_o, 'o', 0, h, i, NAN);
+            d_lse[h * p->n_q + i] = NAN;
+        }
+    run_backward(t, way, way->path == CLATTN_PATH_HOST ? 1 : 0, like_o->o, d_lse, &g[0]);
+    run_backward(t, way, way->path == CLATTN_PATH_HOST ? 5 : 0, like_o->o, d_lse, &g[1]);
+    const int64_t rows_q = rows_of(p, false), rows_kv = rows_of(p, true), b = p->varlen ? 1 : p->batch;
+    const int64_t n_q = b * p->n_heads_q * rows_q, n_kv = b * p->n_heads_kv * rows_kv;
     for (int i = 0; i < 6; i++) {
-        ck_assert_msg(!memcmp(g[0].data[i], g[1].data[i], g[0].bytes[i]), "%s: gradient %d depends on threads", text,
-                      i);
+        ck_assert_msg(!memcmp(g[0].data[i], g[1].data[i], g[0].bytes[i]), "%s on %s: two runs differ in gradient %d",
+                      text, way->name, i);
         for (int k = 0; k < 8; k++) ck_assert_int_eq(g[0].data[i][g[0].bytes[i] + (size_t)k], 0xff);
     }
 
@@ -377,10 +416,21 @@ static void check_host(const char *text, uint64_t seed)
     gradients_free(&g[1]);
     free(d_lse);
     test_data_free(like_o);
+}
+
+static void check_text(const char *text, uint64_t seed, const test_way *way)
+{
+    clattn_problem p;
+    test_ok(clattn_problem_from_text(text, &p));
+    if (!test_way_context(way, p.dtype)) return;
+    test_data *t = test_data_from_text(text, seed);
+    char what[320];
+    snprintf(what, sizeof what, "%s on %s", text, way->name);
+    check_way(t, what, seed, way, 0);
     test_data_free(t);
 }
 
-static const char *const host_texts[] = {
+static const char *const texts[] = {
     "f32 b1 hq1 hkv1 q1 kv1 d1",
     "f32 b1 hq1 hkv1 q64 kv64 d64",
     "f32 b2 hq3 hkv3 q70 kv130 d48 causal",
@@ -402,16 +452,239 @@ static const char *const host_texts[] = {
     "f32 b1 hq3 hkv3 q0 kv40 d32",
     "f32 b1 hq2 hkv2 q70 kv90 d32 bshd causal",
 };
-enum { HOST_TEXTS = sizeof host_texts / sizeof *host_texts };
+enum { N_TEXTS = sizeof texts / sizeof *texts };
 
-START_TEST(host_beside_reference) { check_host(host_texts[_i], (uint64_t)_i + 1); }
+START_TEST(texts_each) { check_text(texts[_i / TEST_WAYS], (uint64_t)(_i / TEST_WAYS) + 1, &ways[_i % TEST_WAYS]); }
 END_TEST
 
-START_TEST(host_random)
+/* All on the host; on devices, where each is a kernel of its own, some. */
+enum { RANDOM_ON_DEVICES = 10, RANDOM_CASES = RANDOM_PROBLEMS + 2 * RANDOM_ON_DEVICES };
+
+START_TEST(random_each)
 {
     char text[256];
-    random_text((uint64_t)_i + 1000, text);
-    check_host(text, (uint64_t)_i + 1);
+    const int on_device = _i - RANDOM_PROBLEMS;
+    const int nth = on_device < 0 ? _i : on_device / 2, way = on_device < 0 ? 0 : 1 + on_device % 2;
+    random_text((uint64_t)nth + 1000, text);
+    check_text(text, (uint64_t)nth + 1, &ways[way]);
+}
+END_TEST
+
+/* A score function whose derivative is not 1; real is float or double. */
+static const char bent_source[] = "score + score * score / 10 + (real)(h + i - j) / 100";
+static const char bent_source_derivative[] = "/* no return */ 1 + score / 5";
+
+static void check_pair(unsigned features, clattn_dtype dtype, int shape, const test_way *way)
+{
+    clattn_problem p;
+    if (!test_pair_problem(features, dtype, shape, &p) || !test_way_context(way, dtype)) return;
+    if (p.score_function.host)
+        p.score_function = (clattn_score_function){bent, bent_source, 0, bent_derivative, bent_source_derivative};
+    test_data *t = test_pair_data(&p, (uint64_t)features + 1);
+    char text[320];
+    clattn_problem_to_text(&p, text, 256);
+    snprintf(text + strlen(text), 64, " on %s", way->name);
+    check_way(t, text, (uint64_t)features + 1, way, 0);
+    test_data_free(t);
+}
+
+START_TEST(pairs)
+{
+    const int pair = _i / TEST_WAYS / 2, shape = (pair + _i / TEST_WAYS % 2) % 3;
+    check_pair(test_pair_of(pair), CLATTN_DTYPE_F32, shape, &ways[_i % TEST_WAYS]);
+}
+END_TEST
+
+START_TEST(types_with_each)
+{
+    static const clattn_dtype types[] = {CLATTN_DTYPE_F16, CLATTN_DTYPE_BF16, CLATTN_DTYPE_F64};
+    const int feature = _i / TEST_WAYS % (TEST_FEATURES + 1), type = _i / TEST_WAYS / (TEST_FEATURES + 1);
+    check_pair(feature == TEST_FEATURES ? 0 : 1u << feature, types[type], type, &ways[_i % TEST_WAYS]);
+}
+END_TEST
+
+/* ---- NaN */
+
+/* Behind the mask, in tiles and beyond, and in rows that see nothing: it must not reach anything. */
+START_TEST(nan_unseen)
+{
+    static const char *const texts_of[] = {
+        "f32 b1 hq2 hkv1 q140 kv150 d32 causal offset=-5 kvlen=130 mask=1,1,1,kv sinks",
+        "f16 b1 hq2 hkv2 q70 kv90 d40 window=9,3 offset=100 mask=1,h,1,kv softcap=5"};
+    const double poisons[] = {(double)NAN, (double)INFINITY};
+    const test_way *way = &ways[_i % TEST_WAYS];
+    const char *text = texts_of[_i / TEST_WAYS / 2];
+    test_data *t = test_data_from_text(text, 3);
+    const clattn_problem *p = &t->p;
+    if (!test_way_context(way, p->dtype)) return;
+    const int64_t length = p->kv_length < 0 ? p->n_kv : p->kv_length, empty = p->query_offset < 0 ? 5 : 0;
+    for (int64_t j = 0; j < p->n_kv; j++) {
+        const bool hidden = j >= length || j % 7 == 3;
+        for (int64_t h = 0; h < p->n_heads_q; h++) t->mask[test_beside(p->mask.strides, 0, h, 0, j)] = !hidden;
+        for (int64_t h = 0; hidden && h < p->n_heads_kv; h++) {
+            test_set_row(t, 'k', 0, h, j, poisons[_i / TEST_WAYS % 2]);
+            test_set_row(t, 'v', 0, h, j, poisons[_i / TEST_WAYS % 2]);
+        }
+    }
+    for (int64_t i = 0; i < empty; i++)
+        for (int64_t h = 0; h < p->n_heads_q; h++) test_set_row(t, 'q', 0, h, i, poisons[_i / TEST_WAYS % 2]);
+    char what[320];
+    snprintf(what, sizeof what, "%s with %g unseen, on %s", text, poisons[_i / TEST_WAYS % 2], way->name);
+    check_way(t, what, 4, way, empty);
+    test_data_free(t);
+}
+END_TEST
+
+/* ---- bits */
+
+/* The last entry of a batch of 3 alone gives the bits that it gives there. */
+START_TEST(alone_and_in_a_batch)
+{
+    static const char *const rests[] = {"hq2 hkv1 q150 kv300 d40 causal",
+                                        "hq4 hkv4 q70 kv90 d32 softcap=3 window=40,9"};
+    const test_way *way = &ways[_i % TEST_WAYS];
+    char text[2][128];
+    for (int i = 0; i < 2; i++) snprintf(text[i], sizeof text[i], "f32 b%d %s", i ? 1 : 3, rests[_i / TEST_WAYS]);
+    if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
+    test_data *all = test_data_from_text(text[0], 5), *one = test_data_from_text(text[1], 6);
+    const clattn_problem *p = &one->p;
+    for (int64_t h = 0; h < p->n_heads_q; h++)
+        for (int64_t i = 0; i < p->n_q; i++)
+            for (int64_t d = 0; d < p->head_dim_qk; d++) test_set(one, 'q', 0, h, i, d, test_get(all, 'q', 2, h, i, d));
+    for (int64_t h = 0; h < p->n_heads_kv; h++)
+        for (int64_t j = 0; j < p->n_kv; j++)
+            for (int64_t d = 0; d < p->head_dim_qk; d++) {
+                test_set(one, 'k', 0, h, j, d, test_get(all, 'k', 2, h, j, d));
+                test_set(one, 'v', 0, h, j, d, test_get(all, 'v', 2, h, j, d));
+            }
+    test_data *d_o_all, *d_o_one;
+    float *d_lse_all, *d_lse_one;
+    gradients g_all, g_one;
+    forward_and_loss(all, 1, &d_o_all, &d_lse_all);
+    forward_and_loss(one, 1, &d_o_one, &d_lse_one);
+    for (int64_t h = 0; h < p->n_heads_q; h++)
+        for (int64_t i = 0; i < p->n_q; i++) {
+            d_lse_one[h * p->n_q + i] = d_lse_all[(2 * p->n_heads_q + h) * p->n_q + i];
+            for (int64_t d = 0; d < p->head_dim_v; d++)
+                test_set(d_o_one, 'o', 0, h, i, d, test_get(d_o_all, 'o', 2, h, i, d));
+        }
+    run_backward(all, way, 0, d_o_all->o, d_lse_all, &g_all);
+    run_backward(one, way, 0, d_o_one->o, d_lse_one, &g_one);
+    for (int i = 0; i < 3; i++)
+        ck_assert_msg(!memcmp(g_one.data[i], g_all.data[i] + 2 * g_one.bytes[i], g_one.bytes[i]),
+                      "%s on %s: gradient %d depends on the batch", text[0], way->name, i);
+    gradients_free(&g_all), gradients_free(&g_one);
+    free(d_lse_all), free(d_lse_one);
+    test_data_free(d_o_all), test_data_free(d_o_one), test_data_free(all), test_data_free(one);
+}
+END_TEST
+
+/* ---- refusals: of clattn_backward, with nothing written */
+
+static const char *const refusals[] = {
+    "args is NULL",
+    "args.struct_size is 7",
+    "args.struct_size is 9",
+    "args.d_o is absent",
+    "args.forward.lse is absent",
+    "args.q is absent",
+    "args.dsinks is given; the problem has no sinks",
+    "overlaps args.q,",
+    "overlaps args.dq,",
+    "overlaps args.d_o,",
+    "args.dk is at",
+    "args.dv.offset is 2 bytes",
+    "args.dk has both a host pointer and a cl_mem",
+    "args.dv is a cl_mem; this call takes host pointers",
+    "args.k is a cl_mem; this call takes host pointers",
+};
+enum { N_REFUSALS = sizeof refusals / sizeof *refusals };
+
+static const clattn_backward_args *spoil(clattn_backward_args *a, int nth)
+{
+    switch (nth) {
+    case 0: return NULL;
+    case 1: a->struct_size = 7; break;
+    case 2: a->forward.struct_size = 9; break;
+    case 3: a->d_o = clattn_host_buffer(NULL); break;
+    case 4: a->forward.lse = clattn_host_buffer(NULL); break;
+    case 5: a->forward.q = clattn_host_buffer(NULL); break;
+    case 6: a->dsinks = a->dalibi_slopes; break;
+    case 7: a->dq = a->forward.q; break;
+    case 8: a->dk = a->dq; break;
+    case 9: a->dv = a->d_o; break;
+    case 10: a->dk.host = (char *)a->dk.host + 1; break;
+    case 11: a->dv.offset = 2; break;
+    case 12: a->dk.mem = a; break;
+    case 13: a->dv = (clattn_buffer){NULL, a, 0}; break;
+    default: a->forward.k = (clattn_buffer){NULL, a, 0}; break;
+    }
+    return a;
+}
+
+START_TEST(what_is_refused)
+{
+    const test_way *way = &ways[_i % TEST_WAYS];
+    if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
+    test_data *t = test_data_from_text("f32 b1 hq2 hkv2 q20 kv20 d16 alibi", 3), *like_o;
+    float *d_lse;
+    gradients g;
+    forward_and_loss(t, 1, &like_o, &d_lse);
+    clattn_plan *plan = backward_plan(test_way_context(way, t->p.dtype), &t->p, way, 0);
+    clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g);
+    ck_assert_int_eq(clattn_backward(plan, spoil(&args, _i / TEST_WAYS)), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_msg(strstr(clattn_last_error()->message, refusals[_i / TEST_WAYS]) != NULL, "%s: %s",
+                  refusals[_i / TEST_WAYS], clattn_last_error()->message);
+    for (int i = 0; i < 6; i++)
+        for (size_t n = 0; n < g.bytes[i]; n++) ck_assert_int_eq(g.data[i][n], 0xff);
+    gradients_free(&g);
+    free(d_lse);
+    clattn_plan_release(plan);
+    test_data_free(like_o), test_data_free(t);
+}
+END_TEST
+
+/* A bias whose elements overlap may be read; its gradient would be written over itself. */
+START_TEST(overlapping_bias)
+{
+    test_data *t = test_data_from_text("f32 b1 hq1 hkv1 q20 kv20 d16", 3), *like_o;
+    float *d_lse, bias[64] = {0}, dbias[64];
+    gradients g;
+    forward_and_loss(t, 1, &like_o, &d_lse);
+    t->p.bias.dtype = CLATTN_DTYPE_F32;
+    t->p.bias.strides = (clattn_score_strides){0, 0, 1, 1};
+    clattn_plan *plan = backward_plan(test_host_context(), &t->p, &ways[0], 0);
+    clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g);
+    args.forward.bias = clattn_host_buffer(bias);
+    args.dbias = clattn_host_buffer(dbias);
+    ck_assert_int_eq(clattn_backward(plan, &args), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "args.dbias has the strides of bias, whose elements"));
+    args.dbias = clattn_host_buffer(NULL);
+    test_ok(clattn_backward(plan, &args));
+    gradients_free(&g);
+    free(d_lse);
+    clattn_plan_release(plan);
+    test_data_free(like_o), test_data_free(t);
+}
+END_TEST
+
+START_TEST(plans_of_the_other_pass)
+{
+    const test_way *way = &ways[_i];
+    if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
+    clattn_problem p;
+    clattn_backward_args args;
+    clattn_backward_args_init(&args);
+    test_ok(clattn_problem_from_text("f32 b1 hq2 hkv2 q20 kv20 d16", &p));
+    clattn_plan *forward = test_plan(test_way_context(way, p.dtype), &p, &test_ways[_i], 0, 0, 0);
+    clattn_plan *backward = backward_plan(test_way_context(way, p.dtype), &p, way, 0);
+    ck_assert_int_eq(clattn_backward(forward, &args), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "the plan was made for forward"));
+    ck_assert_int_eq(clattn_forward(backward, &args.forward), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "the plan was made for backward"));
+    ck_assert_int_eq(clattn_backward(NULL, &args), CLATTN_STATUS_INVALID_ARGUMENT);
+    clattn_plan_release(forward);
+    clattn_plan_release(backward);
 }
 END_TEST
 
@@ -421,8 +694,20 @@ Suite *test_suite(void)
     TCase *t = test_case(s, "reference");
     tcase_add_loop_test(t, reference_by_differences, 0, RANDOM_PROBLEMS);
     tcase_add_loop_test(t, score_function_by_differences, 0, 2);
-    t = test_case(s, "host");
-    tcase_add_loop_test(t, host_beside_reference, 0, HOST_TEXTS);
-    tcase_add_loop_test(t, host_random, 0, RANDOM_PROBLEMS);
+    t = test_case(s, "ways");
+    tcase_add_loop_test(t, texts_each, 0, N_TEXTS * TEST_WAYS);
+    tcase_add_loop_test(t, random_each, 0, RANDOM_CASES);
+    t = test_case(s, "pairs");
+    tcase_add_loop_test(t, pairs, 0, 2 * TEST_PAIRS * TEST_WAYS);
+    t = test_case(s, "types");
+    tcase_add_loop_test(t, types_with_each, 0, 3 * (TEST_FEATURES + 1) * TEST_WAYS);
+    t = test_case(s, "nan");
+    tcase_add_loop_test(t, nan_unseen, 0, 4 * TEST_WAYS);
+    t = test_case(s, "bits");
+    tcase_add_loop_test(t, alone_and_in_a_batch, 0, 2 * TEST_WAYS);
+    t = test_case(s, "refusals");
+    tcase_add_loop_test(t, what_is_refused, 0, N_REFUSALS * TEST_WAYS);
+    tcase_add_test(t, overlapping_bias);
+    tcase_add_loop_test(t, plans_of_the_other_pass, 0, TEST_WAYS);
     return s;
 }

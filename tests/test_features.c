@@ -5,95 +5,13 @@
 
 /* ---- pairs */
 
-enum { N_FEATURES = 14, N_PAIRS = 1 + N_FEATURES * (N_FEATURES + 1) / 2, N_SHAPES = 3 };
-enum { GQA = 10, SCORE_FUNCTION = 13, VARLEN = 12 };
-
-/* In words of the problem text; %V% words need more than the text. */
-static const char *const feature_words[N_FEATURES] = {
-    "causal",
-    "window=20,9",
-    "offset=per-batch",
-    "kvlen=per-batch",
-    "bias=1,h,q,kv:f16",
-    "mask=b,1,q,kv",
-    "alibi",
-    "softcap=2.5",
-    "sinks",
-    "dropout=0.2:seed=42",
-    "" /* GQA: hkv */,
-    "dv24",
-    "varlen",
-    "" /* score function */,
-};
-static const int64_t shapes[N_SHAPES][2] = {{70, 93}, {33, 200}, {130, 47}}; /* n_q, n_kv */
-
-/* Pair n of {none, each alone, each with a later one}, as bits. */
-static unsigned pair_of(int n)
-{
-    if (n == 0) return 0;
-    for (int a = 0, at = 1; a < N_FEATURES; a++)
-        for (int b = a; b < N_FEATURES; b++, at++)
-            if (at == n) return 1u << a | 1u << b;
-    ck_abort_msg("no pair %d", n);
-}
-
-static double table_function(double score, int64_t b, int64_t h, int64_t i, int64_t j, const void *data)
-{
-    (void)b;
-    return score + ((const float *)data)[h * 64 + ((i - j) & 63)];
-}
-static const char table_source[] = "score + ((__global const float *)data)[h * 64 + ((i - j) & 63)]";
-static float table[4 * 64];
-
-/* The problem of a pair; false where the two exclude each other. */
-static bool pair_problem(unsigned features, clattn_dtype dtype, int shape, clattn_problem *p)
-{
-    char text[400];
-    const bool varlen = features >> VARLEN & 1;
-    if (varlen && (features >> 3 & 1)) return false; /* sequences bring their own lengths */
-    size_t n =
-        (size_t)snprintf(text, sizeof text, "%s b2 hq4 hkv%d q%" PRId64 " kv%" PRId64 " d40", clattn_dtype_name(dtype),
-                         features >> GQA & 1 ? 2 : 4, shapes[shape][0], shapes[shape][1]);
-    for (int f = 0; f < N_FEATURES; f++)
-        if (features >> f & 1) n += (size_t)snprintf(text + n, sizeof text - n, " %s", feature_words[f]);
-    if (varlen)
-        snprintf(text + n, sizeof text - n, " total=%" PRId64 ",%" PRId64, shapes[shape][0] + 21,
-                 shapes[shape][1] + 34);
-    test_ok(clattn_problem_from_text(text, p));
-    if (features >> SCORE_FUNCTION & 1) {
-        p->score_function.host = table_function;
-        p->score_function.source = table_source;
-        p->score_function.data_bytes = sizeof table;
-    }
-    return true;
-}
-
-/* Numbers that the text leaves open. The first rows of the mask hide everything, and so do the keys from 16 to 35. */
-static test_data *pair_data(const clattn_problem *p, uint64_t seed)
-{
-    test_data *t = test_data_make(p, seed);
-    for (int i = 0; i < 4 * 64; i++) table[i] = sinf((float)i);
-    t->score_data = table;
-    t->dropout_seed = seed;
-    if (t->kv_lengths) t->kv_lengths[0] = p->n_kv / 2, t->kv_lengths[1] = p->n_kv;
-    if (t->query_offsets) t->query_offsets[0] = p->n_kv - p->n_q, t->query_offsets[1] = -7;
-    if (p->varlen) {
-        const int64_t q[3] = {0, 21, p->total_q}, kv[3] = {0, p->n_kv, p->total_kv};
-        memcpy(t->cu_seqlens_q, q, sizeof q);
-        memcpy(t->cu_seqlens_kv, kv, sizeof kv);
-    }
-    for (int64_t b = 0; t->mask && b < p->batch; b++)
-        for (int64_t i = 0; i < p->n_q; i++)
-            for (int64_t j = 0; j < p->n_kv; j++)
-                if (i < 3 || (j >= 16 && j < 36)) t->mask[test_beside(p->mask.strides, b, 0, i, j)] = 0;
-    return t;
-}
+enum { N_SHAPES = 3 };
 
 static void run_pair(unsigned features, clattn_dtype dtype, int shape, int way)
 {
     clattn_problem p;
-    if (!pair_problem(features, dtype, shape, &p) || !test_way_context(&test_ways[way], dtype)) return;
-    test_data *t = pair_data(&p, (uint64_t)(features + 1));
+    if (!test_pair_problem(features, dtype, shape, &p) || !test_way_context(&test_ways[way], dtype)) return;
+    test_data *t = test_pair_data(&p, (uint64_t)(features + 1));
     test_reference(t);
     test_run(t, &test_ways[way], 32, 32);
     test_compare(t, "pair");
@@ -102,7 +20,7 @@ static void run_pair(unsigned features, clattn_dtype dtype, int shape, int way)
 
 START_TEST(pairs_f32)
 {
-    run_pair(pair_of(_i / TEST_WAYS / N_SHAPES), CLATTN_DTYPE_F32, _i / TEST_WAYS % N_SHAPES, _i % TEST_WAYS);
+    run_pair(test_pair_of(_i / TEST_WAYS / N_SHAPES), CLATTN_DTYPE_F32, _i / TEST_WAYS % N_SHAPES, _i % TEST_WAYS);
 }
 END_TEST
 
@@ -111,12 +29,12 @@ static const clattn_dtype other_types[] = {CLATTN_DTYPE_F16, CLATTN_DTYPE_BF16, 
 
 START_TEST(types_with_each)
 {
-    const int feature = _i / TEST_WAYS % (N_FEATURES + 1), type = _i / TEST_WAYS / (N_FEATURES + 1);
-    run_pair(feature == N_FEATURES ? 0 : 1u << feature, other_types[type], type, _i % TEST_WAYS);
+    const int feature = _i / TEST_WAYS % (TEST_FEATURES + 1), type = _i / TEST_WAYS / (TEST_FEATURES + 1);
+    run_pair(feature == TEST_FEATURES ? 0 : 1u << feature, other_types[type], type, _i % TEST_WAYS);
 }
 END_TEST
 
-START_TEST(types_with_pairs) { run_pair(pair_of(_i % N_PAIRS), other_types[_i / N_PAIRS], 0, 0); }
+START_TEST(types_with_pairs) { run_pair(test_pair_of(_i % TEST_PAIRS), other_types[_i / TEST_PAIRS], 0, 0); }
 END_TEST
 
 /* ---- what broke others */
@@ -337,14 +255,14 @@ START_TEST(score_function_gives_the_bits_of_the_bias)
     clattn_problem p, builtin;
     test_ok(clattn_problem_from_text("f32 b1 hq4 hkv4 q70 kv93 d40", &p));
     test_ok(clattn_problem_from_text("f32 b1 hq4 hkv4 q70 kv93 d40 bias=1,h,q,kv:f32", &builtin));
-    p.score_function.host = table_function;
-    p.score_function.source = table_source;
-    p.score_function.data_bytes = sizeof table;
-    test_data *a = pair_data(&p, 4), *b = pair_data(&builtin, 4);
+    p.score_function.host = test_table_function;
+    p.score_function.source = test_table_source;
+    p.score_function.data_bytes = sizeof test_table;
+    test_data *a = test_pair_data(&p, 4), *b = test_pair_data(&builtin, 4);
     for (int64_t h = 0; h < 4; h++)
         for (int64_t i = 0; i < 70; i++)
             for (int64_t j = 0; j < 93; j++)
-                ((float *)b->bias)[test_beside(builtin.bias.strides, 0, h, i, j)] = table[h * 64 + ((i - j) & 63)];
+                ((float *)b->bias)[test_beside(builtin.bias.strides, 0, h, i, j)] = test_table[h * 64 + ((i - j) & 63)];
     test_run(a, way, 0, 0);
     test_run(b, way, 0, 0);
     test_same_bits(a, b, "score function");
@@ -359,11 +277,11 @@ START_TEST(score_function_as_a_body)
     if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
     clattn_problem p;
     test_ok(clattn_problem_from_text("f32 b1 hq4 hkv4 q70 kv93 d40", &p));
-    p.score_function.host = table_function;
+    p.score_function.host = test_table_function;
     p.score_function.source =
         "const int at = h * 64 + ((i - j) & 63);\nreturn score + ((__global const float *)data)[at];\n";
-    p.score_function.data_bytes = sizeof table;
-    test_data *t = pair_data(&p, 4);
+    p.score_function.data_bytes = sizeof test_table;
+    test_data *t = test_pair_data(&p, 4);
     test_reference(t);
     test_run(t, way, 32, 32);
     test_compare(t, "body");
@@ -383,7 +301,7 @@ START_TEST(score_function_that_does_not_compile)
     clattn_plan_options_init(&options);
     options.kernel = way->kernel;
     test_ok(clattn_problem_from_text("f32 b1 hq4 hkv4 q70 kv93 d40", &p));
-    p.score_function.host = table_function;
+    p.score_function.host = test_table_function;
     p.score_function.source = "const int at = 1;\n\nreturn score + nonsense;\n";
     ck_assert_int_eq(clattn_plan_create(context, &p, &options, &plan), CLATTN_STATUS_BUILD_FAILED);
     ck_assert_ptr_null(plan);
@@ -401,12 +319,12 @@ START_TEST(score_function_needs_its_side)
     clattn_plan *plan = NULL;
     clattn_plan_options_init(&options);
     test_ok(clattn_problem_from_text("f32 b1 hq1 hkv1 q7 kv9 d40", &p));
-    p.score_function.source = table_source;
+    p.score_function.source = test_table_source;
     options.path = CLATTN_PATH_HOST;
     ck_assert_int_eq(clattn_plan_create(test_host_context(), &p, &options, &plan), CLATTN_STATUS_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "score_function.host"));
     if (!test_way_context(&test_ways[1], CLATTN_DTYPE_F32)) return;
-    p.score_function = (clattn_score_function){.host = table_function};
+    p.score_function = (clattn_score_function){.host = test_table_function};
     options.path = CLATTN_PATH_DEVICE;
     ck_assert_int_eq(clattn_plan_create(test_context(), &p, &options, &plan), CLATTN_STATUS_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "score_function.source"));
@@ -546,9 +464,9 @@ Suite *test_suite(void)
 {
     Suite *s = suite_create("features");
     TCase *c = test_case(s, "features");
-    tcase_add_loop_test(c, pairs_f32, 0, N_PAIRS * TEST_WAYS * N_SHAPES);
-    tcase_add_loop_test(c, types_with_each, 0, 3 * (N_FEATURES + 1) * TEST_WAYS);
-    tcase_add_loop_test(c, types_with_pairs, 0, 3 * N_PAIRS);
+    tcase_add_loop_test(c, pairs_f32, 0, TEST_PAIRS * TEST_WAYS * N_SHAPES);
+    tcase_add_loop_test(c, types_with_each, 0, 3 * (TEST_FEATURES + 1) * TEST_WAYS);
+    tcase_add_loop_test(c, types_with_pairs, 0, 3 * TEST_PAIRS);
     tcase_add_loop_test(c, broke_others_each, 0, N_BROKE * TEST_WAYS);
     tcase_add_loop_test(c, rows_1_to_32_with_everything, 0, 32 * TEST_WAYS);
     tcase_add_loop_test(c, bias_of_lowest_float, 0, TEST_WAYS);

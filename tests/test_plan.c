@@ -658,6 +658,107 @@ static TCase *add_case(Suite *s, const char *name)
     return t;
 }
 
+/* ---- backward */
+
+static const char *const gradients_texts[] = {"f32 b2 hq8 hkv2 q300 kv500 d64 causal",
+                                              "f16 b1 hq4 hkv4 q1000 kv1000 d128 alibi sinks bias=1,h,q,kv",
+                                              "bf16 b3 hq2 hkv1 q17 kv33 d31 dv65 alibi=per-batch",
+                                              "f32 hq4 hkv2 d256 varlen=70,0,1,33 bias=1,1,1,kv",
+                                              "f32 b1 hq2 hkv2 q0 kv40 d32 sinks",
+                                              "f32 b1 hq2 hkv2 q40 kv0 d32 bias"};
+enum { N_GRADIENT_TEXTS = sizeof gradients_texts / sizeof *gradients_texts };
+
+static bool has_stage(const device_choice *c, const char *name)
+{
+    for (int i = 0; i < c->n_stages; i++)
+        if (!strcmp(c->stages[i].name, name)) return true;
+    return false;
+}
+
+/* The kernels, what they share, and that it fits the machine. */
+START_TEST(backward_choice)
+{
+    const machine *m = &machines[_i % N_MACHINES];
+    const device_profile d = profile_of(m);
+    const problem p = problem_of(gradients_texts[_i / N_MACHINES]);
+    clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    device_choice c;
+    o.pass = CLATTN_PASS_BACKWARD;
+    ck_assert_msg(clattn__plan_device(&p, &d, &o, 0, &c, &is_last) == CLATTN_STATUS_SUCCESS, "%s on %s: %s",
+                  gradients_texts[_i / N_MACHINES], m->what, clattn_last_error()->message);
+    ck_assert_int_eq(c.kernel, m->is_cpu ? CLATTN_KERNEL_ATTN_BWD_LANES : CLATTN_KERNEL_ATTN_BWD);
+    ck_assert_int_eq(c.axes[AXIS_BLOCK_Q], c.axes[AXIS_BLOCK_KV]);
+    ck_assert_int_le(c.local_bytes, d.local_bytes);
+    ck_assert_int_eq(has_stage(&c, "attn_bwd_zero"), p.n_q == 0);
+    ck_assert_int_eq(has_stage(&c, "attn_bwd_delta"), p.n_q > 0);
+    ck_assert_int_eq(has_stage(&c, "attn_bwd_lanes"), p.n_q > 0 && m->is_cpu);
+    ck_assert_int_eq(has_stage(&c, "attn_bwd_dq_lanes"), p.n_q > 0 && m->is_cpu);
+    ck_assert_int_eq(has_stage(&c, "attn_bwd"), p.n_q > 0 && !m->is_cpu);
+    ck_assert_int_eq(has_stage(&c, "attn_bwd_dq"), p.n_q > 0 && !m->is_cpu);
+    ck_assert_int_eq(has_stage(&c, "attn_bwd_bias"), p.bias_dtype != 0);
+    ck_assert_int_eq(has_stage(&c, "attn_bwd_heads"), p.alibi || p.has_sinks);
+    for (int i = 0; i < c.n_stages; i++) {
+        ck_assert_int_ge(c.stages[i].work_group_size, 1);
+        ck_assert_int_le(c.stages[i].work_group_size, d.max_work_group_size);
+        ck_assert_uint_ne(c.stages[i].wanted, 0);
+    }
+    /* delta, slope sums and partials lie one after the other in the workspace */
+    const int64_t heads = p.batch * p.n_heads_q, real = 4;
+    ck_assert_int_eq(c.delta_at, 0);
+    ck_assert_int_ge(c.slopes_at, heads * p.n_q);
+    ck_assert_int_ge(c.partials_at, c.slopes_at + (p.alibi ? heads * c.n_slope_parts : 0));
+    ck_assert_int_ge(c.workspace_bytes, (c.partials_at + c.partials_of_entry * c.entries_in_turn) * real);
+    ck_assert_int_gt(c.workspace_bytes, 0);
+}
+END_TEST
+
+/* Shares of the keys: of one batch entry's problem, whatever the batch; partials of no more entries than there is room for. */
+START_TEST(backward_splits)
+{
+    const device_profile d = profile_of(&machines[5]);
+    clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    o.pass = CLATTN_PASS_BACKWARD;
+    const struct {
+        const char *text;
+        int splits, entries;
+    } cases[] = {{"f32 b1 hq8 hkv8 q500 kv500 d64", 1, 1},    {"f32 b1 hq4 hkv4 q500 kv500 d64", 2, 1},
+                 {"f32 b9 hq4 hkv4 q500 kv500 d64", 2, 9},    {"f32 b1 hq1 hkv1 q500 kv500 d64", 8, 1},
+                 {"f32 b1 hq1 hkv1 q500 kv65 d64", 2, 1},     {"f32 b1 hq1 hkv1 q500 kv64 d64", 1, 1},
+                 {"f32 b1 hq1 hkv1 q500 kv0 d64", 1, 1},      {"f32 b64 hq8 hkv1 q4096 kv4096 d64", 8, 1},
+                 {"f32 b64 hq8 hkv8 q4096 kv4096 d64", 1, 8}, {"f32 b1 hq64 hkv1 q65536 kv4096 d64", 1, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const problem p = problem_of(cases[i].text);
+        device_choice c;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_msg(c.n_splits == cases[i].splits, "%s: %d splits", cases[i].text, c.n_splits);
+        ck_assert_msg(c.entries_in_turn == cases[i].entries, "%s: %d entries", cases[i].text, (int)c.entries_in_turn);
+    }
+}
+END_TEST
+
+START_TEST(backward_refuses)
+{
+    machine small = machines[5];
+    small.max_alloc_bytes = 8 << 20;
+    const device_profile d = profile_of(&small), roomy = profile_of(&machines[5]);
+    clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_BWD_LANES, 0, 0);
+    device_choice c;
+    o.pass = CLATTN_PASS_BACKWARD;
+    problem p = problem_of("f16 b1 hq32 hkv32 q1000 kv1000 d64"); /* the tensors fit, the sums of dQ do not */
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "attn_bwd_lanes would keep sums of 1000 rows"));
+    p = problem_of("f32 b1 hq1 hkv1 q10 kv10 d4096");
+    ck_assert_int_eq(clattn__plan_device(&p, &roomy, &o, 0, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "bytes of private memory"));
+    o.kernel = CLATTN_KERNEL_ATTN_FWD;
+    ck_assert_int_eq(clattn__plan_check_options(&o), CLATTN_STATUS_INVALID_ARGUMENT);
+    o.kernel = CLATTN_KERNEL_ATTN_BWD;
+    ck_assert_int_eq(clattn__plan_check_options(&o), CLATTN_STATUS_SUCCESS);
+    o.pass = CLATTN_PASS_FORWARD;
+    ck_assert_int_eq(clattn__plan_check_options(&o), CLATTN_STATUS_INVALID_ARGUMENT);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *s = suite_create("plan");
@@ -673,6 +774,11 @@ Suite *test_suite(void)
     tcase_add_test(t, largest_allocation);
     tcase_add_test(t, table_forced_blocks);
     tcase_add_test(t, table_refuses);
+
+    t = add_case(s, "backward");
+    tcase_add_loop_test(t, backward_choice, 0, N_GRADIENT_TEXTS * N_MACHINES);
+    tcase_add_test(t, backward_splits);
+    tcase_add_test(t, backward_refuses);
 
     t = add_case(s, "host");
     tcase_add_loop_test(t, host_plan_of, 0, N_HOSTS);

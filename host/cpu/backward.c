@@ -9,9 +9,7 @@
 #include "../../cl/dropout.clh"
 #include "../error.h"
 #include "../half.h"
-#include "run.h"
-
-enum { SHARES_WANTED = 8, MOST_PARTIAL_BYTES = 64 << 20 };
+#include "../plan.h"
 
 /* The kv tiles of a kv head are dealt to n_splits items, so that few heads keep many threads busy. Each split sums a dQ
  * of its own; their order is fixed. */
@@ -22,6 +20,8 @@ typedef struct backward_call {
     const backward_ops *ops;
     int n_splits;
     int64_t n_items;    /* batch x n_heads_kv x n_splits */
+    int64_t n_entries;  /* batch entries in turn: those whose items have partials at a time */
+    int64_t first_item; /* of this turn */
     int64_t dq_bytes;   /* of one item: real [gqa_group][n_q up to a block][pitch] */
     double *delta;      /* [batch, n_heads_q, n_q]; varlen: n_q of the longest */
     double *sink_sums;  /* [batch, n_heads_q] */
@@ -153,14 +153,15 @@ static void store_dq(const backward_call *c, int64_t batch, int64_t kv_head, int
                   dq + n * (c->dq_bytes / p->gqa_group), (int)e->n_q, (int)p->head_dim_qk);
 }
 
-static void tiles_stage(const backward_call *c, int64_t item, char *work)
+static void tiles_stage(const backward_call *c, int64_t nth, char *work)
 {
     const problem *p = c->p;
+    const int64_t item = c->first_item + nth;
     const int split = (int)(item % c->n_splits);
     const int64_t batch = item / c->n_splits / p->n_heads_kv, kv_head = item / c->n_splits % p->n_heads_kv;
     const problem_entry e = clattn__problem_entry(p, &c->args->forward, batch);
     backward_head *heads = (backward_head *)work;
-    char *dq = c->partials ? c->partials + item * c->dq_bytes : work + c->heads_bytes + c->state_bytes;
+    char *dq = c->partials ? c->partials + nth * c->dq_bytes : work + c->heads_bytes + c->state_bytes;
     const backward_job job = job_of(c, batch, kv_head, &e, heads);
     const bool wants_dq = c->args->dq.host != NULL;
     if (wants_dq) memset(dq, 0, (size_t)c->dq_bytes);
@@ -180,13 +181,14 @@ static void add(void *to, const void *from, int64_t bytes, size_t real_size)
     for (int64_t i = 0; real_size == 8 && i < bytes / 8; i++) ((double *)to)[i] += ((const double *)from)[i];
 }
 
-static void splits_stage(const backward_call *c, int64_t item, char *work)
+static void splits_stage(const backward_call *c, int64_t nth, char *work)
 {
     const problem *p = c->p;
-    const int n = (int)(item % p->gqa_group);
-    const int64_t kv_item = item / p->gqa_group, batch = kv_item / p->n_heads_kv, kv_head = kv_item % p->n_heads_kv;
+    const int n = (int)(nth % p->gqa_group);
+    const int64_t kv_nth = nth / p->gqa_group, kv_item = c->first_item / c->n_splits + kv_nth;
+    const int64_t batch = kv_item / p->n_heads_kv, kv_head = kv_item % p->n_heads_kv;
     const problem_entry e = clattn__problem_entry(p, &c->args->forward, batch);
-    char *first = c->partials + kv_item * c->n_splits * c->dq_bytes;
+    char *first = c->partials + kv_nth * c->n_splits * c->dq_bytes;
     const int64_t bytes = c->dq_bytes / p->gqa_group;
     (void)work;
     for (int s = 1; s < c->n_splits; s++)
@@ -300,15 +302,6 @@ static void sum_over_batch(const backward_call *c)
         }
 }
 
-/* From the problem alone, never from the machine. */
-static int splits_of(const problem *p, int64_t dq_bytes)
-{
-    const int64_t heads = p->batch * p->n_heads_kv, tiles = (p->n_kv + BACKWARD_BLOCK - 1) / BACKWARD_BLOCK;
-    int n = 1;
-    while (heads * n < SHARES_WANTED && 2 * n <= tiles && 2 * n * heads * dq_bytes <= MOST_PARTIAL_BYTES) n *= 2;
-    return n;
-}
-
 static clattn_status allocate(backward_call *c)
 {
     const problem *p = c->p;
@@ -319,7 +312,7 @@ static clattn_status allocate(backward_call *c)
     c->work_bytes = c->heads_bytes + c->state_bytes +
                     (c->n_splits == 1 && (size_t)c->dq_bytes > block ? (size_t)c->dq_bytes : block);
     const size_t work = c->work_bytes * (size_t)c->plan->n_threads;
-    const size_t partials = c->n_splits > 1 ? (size_t)(c->n_items * c->dq_bytes) : 0;
+    const size_t partials = c->n_splits > 1 ? (size_t)(c->n_entries * p->n_heads_kv * c->n_splits * c->dq_bytes) : 0;
     c->work = aligned_alloc(64, work);
     c->partials = partials ? aligned_alloc(64, partials) : NULL;
     c->delta = malloc(heads * (size_t)p->n_q * sizeof *c->delta + 1);
@@ -339,13 +332,21 @@ clattn_status clattn__host_backward(const host_plan *plan, const problem *p, hos
                            (u32)args->forward.dropout_seed, (u32)(args->forward.dropout_seed >> 32));
     c.dq_bytes =
         round_up(p->n_q, BACKWARD_BLOCK) * c.ops->pitch((int)p->head_dim_qk) * (int64_t)c.ops->real_size * p->gqa_group;
-    c.n_splits = splits_of(p, c.dq_bytes);
+    c.n_splits = clattn__plan_backward_splits(
+        p, BACKWARD_BLOCK,
+        round_up(p->n_q, BACKWARD_BLOCK) * round_up(p->head_dim_qk, 16) * (int64_t)c.ops->real_size * p->gqa_group,
+        &c.n_entries); /* of the widest vectors, so that all processors split alike */
     c.n_items = p->batch * p->n_heads_kv * c.n_splits;
     const clattn_status status = allocate(&c);
     if (status == CLATTN_STATUS_SUCCESS) {
         run_stage(&c, threads, delta_stage, p->batch * p->n_heads_q);
-        run_stage(&c, threads, tiles_stage, c.n_items);
-        if (c.partials && args->dq.host) run_stage(&c, threads, splits_stage, p->batch * p->n_heads_q);
+        if (!c.partials) c.n_entries = p->batch;
+        for (int64_t b = 0; b < p->batch; b += c.n_entries) {
+            const int64_t n = p->batch - b < c.n_entries ? p->batch - b : c.n_entries;
+            c.first_item = b * p->n_heads_kv * c.n_splits;
+            run_stage(&c, threads, tiles_stage, n * p->n_heads_kv * c.n_splits);
+            if (c.partials && args->dq.host) run_stage(&c, threads, splits_stage, n * p->n_heads_q);
+        }
         if (args->dbias.host) {
             const tensor_shape *t = &p->tensor[TENSOR_BIAS];
             int64_t n = 1;

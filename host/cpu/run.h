@@ -8,7 +8,7 @@
 #include "tile.h"
 
 typedef struct host_plan {
-    clattn_kernel kernel; /* HOST_TILE or HOST_DECODE */
+    clattn_kernel kernel; /* HOST_TILE, HOST_DECODE or HOST_BACKWARD */
     const host_ops *ops;
     const decode_ops *decode;
     const char *instructions;

@@ -78,13 +78,14 @@ static clattn_status check_wait_list(const struct device *d, cl_uint n, const cl
 }
 
 static clattn_status check_mem(const struct device *d, const char *name, const clattn_buffer *b, int64_t bytes,
-                               bool written)
+                               bool written, clattn_pass pass)
 {
     cl_context cl = NULL;
     cl_mem_object_type type = 0;
     cl_mem_flags flags = 0;
     size_t size = 0;
-    RETURN_IF(b->host, INVALID_ARGUMENT, "args.%s is a host pointer; clattn_enqueue_forward takes cl_mem", name);
+    RETURN_IF(b->host, INVALID_ARGUMENT, "args.%s is a host pointer; clattn_enqueue_%s takes cl_mem", name,
+              pass == CLATTN_PASS_BACKWARD ? "backward" : "forward");
     if (!b->mem) return CLATTN_STATUS_SUCCESS;
     const cl_mem mem = b->mem;
     RETURN_IF_CL("clGetMemObjectInfo", clGetMemObjectInfo(mem, CL_MEM_TYPE, sizeof type, &type, NULL));
@@ -102,42 +103,85 @@ static clattn_status check_mem(const struct device *d, const char *name, const c
     return CLATTN_STATUS_SUCCESS;
 }
 
-clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_command_queue queue, const clattn_forward_args *args,
-                                     cl_uint n_wait, const cl_event *wait_list, cl_event *event)
+/* The plan can be enqueued for this pass, on this queue. */
+static clattn_status check_plan(const clattn_plan *plan, clattn_pass pass, cl_command_queue queue, cl_uint n_wait,
+                                const cl_event *wait_list)
 {
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
+    FORWARD(clattn__plan_check_pass(plan, pass));
     RETURN_IF(!plan->device_plan, INVALID_ARGUMENT,
               "the plan has no device kernel: ask for path DEVICE, or make the context on your cl_context");
-    const problem *p = &plan->problem;
     const struct device *d = plan->device_plan->device;
     FORWARD(clattn__device_check_process(d));
     FORWARD(check_queue(d, queue));
-    FORWARD(check_wait_list(d, n_wait, wait_list));
-    FORWARD(clattn__problem_check_args(p, args));
+    return check_wait_list(d, n_wait, wait_list);
+}
+
+static clattn_status bind(const clattn_plan *plan, launch_buffers *b, int operand, const char *name,
+                          const clattn_buffer *given, const tensor_shape *t, bool written)
+{
+    if (!t->size) return CLATTN_STATUS_SUCCESS; /* not part of the problem */
+    FORWARD(check_mem(plan->device_plan->device, name, given, t->bytes, written, plan->pass));
+    b->operand[operand] = given->mem;
+    b->at[operand] = (int64_t)(given->offset / t->size);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status bind_workspace(const clattn_plan *plan, launch_buffers *b, const clattn_buffer *given)
+{
+    const int64_t bytes = plan->choice.workspace_bytes;
+    if (!bytes) return CLATTN_STATUS_SUCCESS;
+    RETURN_IF(!given->mem && !given->host, INVALID_ARGUMENT,
+              "args.workspace is absent; the plan needs %" PRId64 " bytes", bytes);
+    RETURN_IF(given->offset, INVALID_ARGUMENT, "args.workspace.offset is %zu bytes; it must be 0", given->offset);
+    FORWARD(check_mem(plan->device_plan->device, "workspace", given, bytes, true, plan->pass));
+    b->workspace = given->mem;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status enqueue(const clattn_plan *plan, cl_command_queue queue, const launch_buffers *b, cl_uint n_wait,
+                             const cl_event *wait_list, cl_event *event)
+{
+    FORWARD(clattn__launch(plan->device_plan, &plan->problem, queue, b, n_wait, wait_list, event));
+    clattn__log(plan->context, LOG_RUN, "%s: %s enqueued", plan->text, clattn_kernel_name(plan->choice.kernel));
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_command_queue queue, const clattn_forward_args *args,
+                                     cl_uint n_wait, const cl_event *wait_list, cl_event *event)
+{
     launch_buffers b = {0};
-    for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
-        const clattn_buffer *given = clattn__args_buffer(args, i);
-        const tensor_shape *t = &p->tensor[i];
-        if (!t->size) continue; /* not part of the problem */
-        FORWARD(check_mem(d, clattn__tensor_names[i], given, t->bytes, i == TENSOR_O || i == TENSOR_LSE));
-        b.tensor[i] = given->mem;
-        b.at[i] = (int64_t)(given->offset / t->size);
-    }
+    FORWARD(check_plan(plan, CLATTN_PASS_FORWARD, queue, n_wait, wait_list));
+    const problem *p = &plan->problem;
+    FORWARD(clattn__problem_check_args(p, args));
+    for (tensor_name i = 0; i < TENSOR_COUNT; i++)
+        FORWARD(bind(plan, &b, (int)i, clattn__tensor_names[i], clattn__args_buffer(args, i), &p->tensor[i],
+                     i == TENSOR_O || i == TENSOR_LSE));
     clattn__launch_numbers(&b, plan->device_plan, p, args);
-    const int64_t workspace_bytes = plan->choice.workspace_bytes;
-    if (workspace_bytes) {
-        RETURN_IF(!args->workspace.mem && !args->workspace.host, INVALID_ARGUMENT,
-                  "args.workspace is absent; the plan needs %" PRId64 " bytes", workspace_bytes);
-        RETURN_IF(args->workspace.offset, INVALID_ARGUMENT, "args.workspace.offset is %zu bytes; it must be 0",
-                  args->workspace.offset);
-        FORWARD(check_mem(d, "workspace", &args->workspace, workspace_bytes, true));
-        b.workspace = args->workspace.mem;
-    }
+    FORWARD(bind_workspace(plan, &b, &args->workspace));
     if (p->tensor[TENSOR_O].bytes == 0) {
         RETURN_IF_CL("clEnqueueMarkerWithWaitList", clEnqueueMarkerWithWaitList(queue, n_wait, wait_list, event));
         return CLATTN_STATUS_SUCCESS;
     }
-    FORWARD(clattn__launch(plan->device_plan, p, queue, &b, n_wait, wait_list, event));
-    clattn__log(plan->context, LOG_RUN, "%s: %s enqueued", plan->text, clattn_kernel_name(plan->choice.kernel));
-    return CLATTN_STATUS_SUCCESS;
+    return enqueue(plan, queue, &b, n_wait, wait_list, event);
+}
+
+clattn_status clattn_enqueue_backward(const clattn_plan *plan, cl_command_queue queue, const clattn_backward_args *args,
+                                      cl_uint n_wait, const cl_event *wait_list, cl_event *event)
+{
+    launch_buffers b = {0};
+    FORWARD(check_plan(plan, CLATTN_PASS_BACKWARD, queue, n_wait, wait_list));
+    const problem *p = &plan->problem;
+    FORWARD(clattn__problem_check_backward_args(p, args));
+    for (tensor_name i = 0; i < TENSOR_COUNT; i++)
+        FORWARD(bind(plan, &b, (int)i, clattn__tensor_names[i], clattn__args_buffer(&args->forward, i), &p->tensor[i],
+                     false));
+    for (gradient_name g = 0; g < GRADIENT_COUNT; g++) {
+        const tensor_shape t = clattn__gradient_shape(p, g);
+        FORWARD(bind(plan, &b, TENSOR_COUNT + (int)g, clattn__gradient_names[g], clattn__gradient_buffer(args, g), &t,
+                     g >= GRADIENT_FIRST_OUTPUT));
+    }
+    clattn__launch_numbers(&b, plan->device_plan, p, &args->forward);
+    FORWARD(bind_workspace(plan, &b, &args->workspace));
+    return enqueue(plan, queue, &b, n_wait, wait_list, event);
 }

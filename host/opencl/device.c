@@ -183,7 +183,7 @@ static void describe(cl_device_id id, int index, clattn_device_info *info)
     info->has_fp64 = p.has_fp64;
     info->shares_host_memory = p.shares_host_memory;
     info->usable = !*refused;
-    info->kernel = *refused ? CLATTN_KERNEL_AUTO : clattn__plan_device_kernel(&p);
+    info->kernel = *refused ? CLATTN_KERNEL_AUTO : clattn__plan_device_kernel(&p, CLATTN_PASS_FORWARD);
     snprintf(info->why, sizeof info->why, "%s",
              *refused   ? refused
              : p.is_cpu ? "a CPU device: vectors of query rows, no barrier"

@@ -13,7 +13,7 @@
  * at a time. */
 typedef struct device_kernel {
     struct device_kernel *next;
-    char *key; /* kernel name, -D list, the app's score function */
+    char *key; /* kernel name, -D list, the app's score function and its derivative */
     cl_program program;
     cl_kernel kernel;
     pthread_mutex_t lock;
@@ -31,9 +31,8 @@ struct device {
 
 struct device_plan {
     struct device *device;
-    device_kernel *kernel;
-    device_kernel *merge; /* runs after it on its partials; NULL: none */
     device_choice choice;
+    device_kernel *kernels[STAGES_MOST]; /* of choice.stages */
     cl_mem fixed; /* int64 [2][batch]: kv lengths, then query offsets, of a problem that fixes them */
 };
 
@@ -52,8 +51,8 @@ const char *clattn__device_probe(cl_device_id id, device_profile *profile);
 /* A device on the app's context. */
 clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **d);
 
-/* The built variant of the kernel `name`, from the device's cache or made now. */
-clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const char *name,
+/* The built variant of a stage's kernel, from the device's cache or made now. */
+clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_stage *stage,
                                     const device_choice *choice, device_kernel **kernel);
 void clattn__device_kernel_free(device_kernel *kernel);
 

@@ -12,7 +12,6 @@ enum { GROUPS_MAX = 1 << 30 }; /* of one launch */
 
 static attn_args args_make(const problem *p, const launch_buffers *b, const device_choice *choice)
 {
-    const int block_q = choice->axes[AXIS_BLOCK_Q];
     const tensor_shape *t = p->tensor;
     const attn_args a = {
         .q_batch = t[TENSOR_Q].stride[0],
@@ -60,11 +59,8 @@ static attn_args args_make(const problem *p, const launch_buffers *b, const devi
         .n_kv = (int)p->n_kv,
         .n_heads_q = (int)p->n_heads_q,
         .gqa_group = (int)p->gqa_group,
-        .n_tiles = choice->chunks ? choice->chunks
-                   : p->n_q       ? (int)((p->n_q + block_q - 1) / block_q)
-                                  : 1,
         .partial_chunk = choice->partial_chunk,
-        .has_lse = b->tensor[TENSOR_LSE] != NULL,
+        .has_lse = b->operand[TENSOR_LSE] != NULL,
         .alibi_per_batch = p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD,
         .dropout_threshold = (u32)(p->dropout * 4294967296.0),
         .dropout_key0 = b->dropout_key[0],
@@ -73,51 +69,81 @@ static attn_args args_make(const problem *p, const launch_buffers *b, const devi
     return a;
 }
 
-/* Sets every argument and enqueues; the kernel's lock is held. */
-static clattn_status enqueue_locked(const device_plan *plan, const device_kernel *k, const problem *p,
-                                    cl_command_queue queue, const launch_buffers *b, const attn_args *a, size_t groups,
-                                    cl_uint n_wait, const cl_event *wait_list, cl_event *event)
+static bool has_gradient(const launch_buffers *b, gradient_name g) { return b->operand[TENSOR_COUNT + g] != NULL; }
+
+static backward_args backward_make(const problem *p, const launch_buffers *b, const device_choice *choice)
 {
-    cl_kernel kernel = k->kernel;
-    const double scale = problem_is_scored(p) ? p->scale : p->scale * 1.44269504088896340736;
-    const double numbers[3] = {scale, p->softcap, 1 / (1 - p->dropout)};
-    cl_uint n = 0;
-    for (int i = 0; i < TENSOR_COUNT; i++)
-        RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, sizeof(cl_mem), &b->tensor[i]));
-    for (int i = 0; i < 3; i++) {
-        const float number_f32 = (float)numbers[i];
-        const bool is_f64 = p->dtype == CLATTN_DTYPE_F64;
-        RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, is_f64 ? sizeof numbers[i] : sizeof number_f32,
-                                                      is_f64 ? (const void *)&numbers[i] : (const void *)&number_f32));
-    }
-    RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, sizeof *a, a));
-    if (plan->merge) RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, n++, sizeof(cl_mem), &b->workspace));
-    const size_t local = (size_t)plan->choice.work_group_size, global = groups * local;
-    RETURN_IF_CL("clEnqueueNDRangeKernel",
-                 clEnqueueNDRangeKernel(queue, kernel, 1, NULL, &global, &local, n_wait, wait_list, event));
+    const tensor_shape bias = clattn__gradient_shape(p, GRADIENT_DBIAS);
+    const int64_t *at = b->at + TENSOR_COUNT;
+    return (backward_args){
+        .d_o_at = at[GRADIENT_D_O],
+        .d_lse_at = at[GRADIENT_D_LSE],
+        .dq_at = at[GRADIENT_DQ],
+        .dk_at = at[GRADIENT_DK],
+        .dv_at = at[GRADIENT_DV],
+        .dbias_at = at[GRADIENT_DBIAS],
+        .dalibi_at = at[GRADIENT_DALIBI],
+        .dsinks_at = at[GRADIENT_DSINKS],
+        .delta_at = choice->delta_at,
+        .slopes_at = choice->slopes_at,
+        .partials_at = choice->partials_at,
+        .bias_count0 = bias.count[0],
+        .bias_count1 = bias.count[1],
+        .bias_count2 = bias.count[2],
+        .bias_count3 = bias.count[3],
+        .batch = (int)p->batch,
+        .n_splits = choice->n_splits,
+        .n_slope_parts = choice->n_slope_parts,
+        .has_d_lse = has_gradient(b, GRADIENT_D_LSE),
+        .wants_dq = has_gradient(b, GRADIENT_DQ),
+        .wants_dk = has_gradient(b, GRADIENT_DK),
+        .wants_dv = has_gradient(b, GRADIENT_DV),
+        .wants_dbias = has_gradient(b, GRADIENT_DBIAS),
+        .wants_dalibi = has_gradient(b, GRADIENT_DALIBI),
+        .wants_dsinks = has_gradient(b, GRADIENT_DSINKS),
+    };
+}
+
+/* What the stages of one call share. */
+typedef struct call {
+    const device_plan *plan;
+    const problem *p;
+    const launch_buffers *b;
+    cl_command_queue queue;
+    attn_args args;
+    backward_args back;
+    cl_uint n_wait;
+    const cl_event *wait_list;
+    cl_event before; /* of the launch before; NULL: the first one waits for wait_list */
+    cl_event *event; /* for the last launch's */
+} call;
+
+static clattn_status set_arg(cl_kernel kernel, cl_uint *n, size_t size, const void *value)
+{
+    RETURN_IF_CL("clSetKernelArg", clSetKernelArg(kernel, (*n)++, size, value));
     return CLATTN_STATUS_SUCCESS;
 }
 
-/* One kernel over all its work-groups, in as many launches as that takes, one after the other. */
-static clattn_status launch_kernel(const device_plan *plan, device_kernel *k, const problem *p, cl_command_queue queue,
-                                   const launch_buffers *b, attn_args *a, int64_t groups, cl_uint n_wait,
-                                   const cl_event *wait_list, cl_event *event)
+/* In the order of FORWARD_PARAMETERS, to which decoding adds its partials, or BACKWARD_PARAMETERS. */
+static clattn_status set_args(const call *c, cl_kernel kernel)
 {
-    cl_event last = NULL;
-    for (a->first_group = 0; a->first_group < groups; a->first_group += GROUPS_MAX) {
-        const int64_t left = groups - a->first_group;
-        const bool is_last = left <= GROUPS_MAX;
-        cl_event done = NULL;
-        pthread_mutex_lock(&k->lock);
-        const clattn_status status =
-            enqueue_locked(plan, k, p, queue, b, a, (size_t)(is_last ? left : GROUPS_MAX), last ? 1 : n_wait,
-                           last ? &last : wait_list, is_last ? event : &done);
-        pthread_mutex_unlock(&k->lock);
-        if (last) clReleaseEvent(last);
-        last = done;
-        FORWARD(status);
+    const problem *p = c->p;
+    const bool backward = c->plan->choice.pass == CLATTN_PASS_BACKWARD, is_f64 = p->dtype == CLATTN_DTYPE_F64;
+    const double scale = backward || problem_is_scored(p) ? p->scale : p->scale * 1.44269504088896340736;
+    const double numbers[3] = {scale, p->softcap, 1 / (1 - p->dropout)};
+    cl_uint n = 0;
+    for (int i = 0; i < (backward ? (int)OPERANDS : (int)TENSOR_COUNT); i++)
+        FORWARD(set_arg(kernel, &n, sizeof(cl_mem), &c->b->operand[i]));
+    if (backward) FORWARD(set_arg(kernel, &n, sizeof(cl_mem), &c->b->workspace));
+    for (int i = 0; i < 3; i++) {
+        const float number_f32 = (float)numbers[i];
+        FORWARD(set_arg(kernel, &n, is_f64 ? sizeof numbers[i] : sizeof number_f32,
+                        is_f64 ? (const void *)&numbers[i] : (const void *)&number_f32));
     }
-    return CLATTN_STATUS_SUCCESS;
+    FORWARD(set_arg(kernel, &n, sizeof c->args, &c->args));
+    if (backward) return set_arg(kernel, &n, sizeof c->back, &c->back);
+    if (c->plan->choice.kernel != CLATTN_KERNEL_ATTN_DECODE_LANES) return CLATTN_STATUS_SUCCESS;
+    return set_arg(kernel, &n, sizeof(cl_mem), &c->b->workspace);
 }
 
 static void CL_CALLBACK release_event(cl_event event, cl_int status, void *user)
@@ -126,21 +152,103 @@ static void CL_CALLBACK release_event(cl_event event, cl_int status, void *user)
     clReleaseEvent(event);
 }
 
+/* PoCL 3.1 aborts when what an event waits for fails and nobody holds it: hold it until then. */
+static void release_when_done(cl_event event)
+{
+    if (event && clSetEventCallback(event, CL_COMPLETE, release_event, NULL) != CL_SUCCESS) clReleaseEvent(event);
+}
+
+/* One stage over work-groups [first, end), in as many launches as that takes, each after the one before. is_last: of the
+ * call. */
+static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end, bool is_last)
+{
+    device_kernel *k = c->plan->kernels[stage];
+    const device_stage *s = &c->plan->choice.stages[stage];
+    const size_t local = (size_t)s->work_group_size;
+    c->args.n_tiles = s->n_tiles ? s->n_tiles : 1;
+    for (c->args.first_group = first; c->args.first_group < end; c->args.first_group += GROUPS_MAX) {
+        const int64_t left = end - c->args.first_group;
+        const size_t global = (size_t)(left <= GROUPS_MAX ? left : GROUPS_MAX) * local;
+        cl_event done = NULL;
+        pthread_mutex_lock(&k->lock);
+        clattn_status status = set_args(c, k->kernel);
+        if (status == CLATTN_STATUS_SUCCESS) {
+            const cl_int code = clEnqueueNDRangeKernel(c->queue, k->kernel, 1, NULL, &global, &local,
+                                                       c->before ? 1 : c->n_wait, c->before ? &c->before : c->wait_list,
+                                                       is_last && left <= GROUPS_MAX ? c->event : &done);
+            if (code != CL_SUCCESS) status = clattn__cl_fail("clEnqueueNDRangeKernel", code);
+        }
+        pthread_mutex_unlock(&k->lock);
+        release_when_done(c->before);
+        c->before = done;
+        FORWARD(status);
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* Stages [first, end), whose partials the workspace has for a few batch entries: those, then the next ones. */
+static clattn_status launch_in_turns(call *c, int first, int end, const int64_t groups[STAGES_MOST], int last)
+{
+    const int64_t batch = c->p->batch, partials_at = c->back.partials_at;
+    for (int64_t b = 0, next; b < batch; b = next) {
+        next = batch - b > c->plan->choice.entries_in_turn ? b + c->plan->choice.entries_in_turn : batch;
+        c->back.partials_at = partials_at - b * c->plan->choice.partials_of_entry; /* kernels count from entry 0 */
+        for (int i = first; i < end; i++)
+            FORWARD(launch_stage(c, i, groups[i] / batch * b, groups[i] / batch * next, i == last && next == batch));
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static unsigned gradients_wanted(const launch_buffers *b)
+{
+    unsigned wanted = 0;
+    for (gradient_name g = GRADIENT_FIRST_OUTPUT; g < GRADIENT_COUNT; g++)
+        if (has_gradient(b, g)) wanted |= 1u << g;
+    return wanted;
+}
+
+/* groups[i] of stage i; 0: not launched. */
+static clattn_status launch_stages(const device_plan *plan, const problem *p, cl_command_queue queue,
+                                   const launch_buffers *b, const int64_t groups[STAGES_MOST], cl_uint n_wait,
+                                   const cl_event *wait_list, cl_event *event)
+{
+    call c = {.plan = plan,
+              .p = p,
+              .b = b,
+              .queue = queue,
+              .args = args_make(p, b, &plan->choice),
+              .n_wait = n_wait,
+              .wait_list = wait_list,
+              .event = event};
+    const device_stage *stages = plan->choice.stages;
+    const int n = plan->choice.n_stages;
+    int last = -1;
+    if (plan->choice.pass == CLATTN_PASS_BACKWARD) c.back = backward_make(p, b, &plan->choice);
+    for (int i = 0; i < n; i++)
+        if (groups[i]) last = i;
+    if (last < 0) {
+        RETURN_IF_CL("clEnqueueMarkerWithWaitList", clEnqueueMarkerWithWaitList(queue, n_wait, wait_list, event));
+        return CLATTN_STATUS_SUCCESS;
+    }
+    clattn_status status = CLATTN_STATUS_SUCCESS;
+    for (int i = 0, next; i < n && status == CLATTN_STATUS_SUCCESS; i = next) {
+        const bool in_turns = stages[i].in_turns && p->n_q; /* a trial launch needs none */
+        for (next = i + 1; in_turns && next < n && stages[next].in_turns;) next++;
+        status = in_turns ? launch_in_turns(&c, i, next, groups, last) : launch_stage(&c, i, 0, groups[i], i == last);
+    }
+    release_when_done(c.before);
+    return status;
+}
+
 clattn_status clattn__launch(device_plan *plan, const problem *p, cl_command_queue queue, const launch_buffers *b,
                              cl_uint n_wait, const cl_event *wait_list, cl_event *event)
 {
-    attn_args a = args_make(p, b, &plan->choice);
-    const int64_t rows = p->batch * p->n_heads_q * p->n_q;
-    const int64_t heads = p->batch * (plan->choice.chunks ? p->n_heads_kv : p->n_heads_q);
-    const int64_t groups = p->n_q ? a.n_tiles * heads : 1;
-    if (!plan->merge) return launch_kernel(plan, plan->kernel, p, queue, b, &a, groups, n_wait, wait_list, event);
-    cl_event partials = NULL;
-    FORWARD(launch_kernel(plan, plan->kernel, p, queue, b, &a, groups, n_wait, wait_list, &partials));
-    const clattn_status status =
-        launch_kernel(plan, plan->merge, p, queue, b, &a, p->n_q ? rows : 1, 1, &partials, event);
-    /* PoCL 3.1 aborts when what an event waits for fails and nobody holds it: hold it until then. */
-    if (clSetEventCallback(partials, CL_COMPLETE, release_event, NULL) != CL_SUCCESS) clReleaseEvent(partials);
-    return status;
+    const bool backward = plan->choice.pass == CLATTN_PASS_BACKWARD;
+    const unsigned wanted = gradients_wanted(b);
+    int64_t groups[STAGES_MOST] = {0};
+    for (int i = 0; i < plan->choice.n_stages; i++)
+        if (!backward || plan->choice.stages[i].wanted & wanted) groups[i] = plan->choice.stages[i].groups;
+    return launch_stages(plan, p, queue, b, groups, n_wait, wait_list, event);
 }
 
 /* ---- plan */
@@ -151,9 +259,10 @@ static clattn_status trial_launch(device_plan *plan, const problem *p)
 {
     problem nothing = *p;
     const launch_buffers none = {0};
+    const int64_t one_each[STAGES_MOST] = {1, 1, 1, 1, 1};
     cl_event done;
     nothing.n_q = 0;
-    FORWARD(clattn__launch(plan, &nothing, plan->device->queue, &none, 0, NULL, &done));
+    FORWARD(launch_stages(plan, &nothing, plan->device->queue, &none, one_each, 0, NULL, &done));
     const cl_int code = clWaitForEvents(1, &done);
     clReleaseEvent(done);
     RETURN_IF_CL("clWaitForEvents", code);
@@ -184,10 +293,10 @@ clattn_status clattn__device_plan_create(struct device *d, clattn_context *conte
     RETURN_IF(!plan, OUT_OF_HOST_MEMORY, "no room for a plan");
     plan->device = d;
     plan->choice = *choice;
-    const char *merge = clattn__plan_merge_kernel(choice->kernel);
-    clattn_status status = clattn__device_kernel(d, context, clattn_kernel_name(choice->kernel), choice, &plan->kernel);
-    if (status == CLATTN_STATUS_SUCCESS && merge)
-        status = clattn__device_kernel(d, context, merge, choice, &plan->merge);
+    plan->choice.score_source = plan->choice.score_derivative = NULL;
+    clattn_status status = CLATTN_STATUS_SUCCESS;
+    for (int i = 0; i < choice->n_stages && status == CLATTN_STATUS_SUCCESS; i++)
+        status = clattn__device_kernel(d, context, &choice->stages[i], choice, &plan->kernels[i]);
     if (status == CLATTN_STATUS_SUCCESS) status = trial_launch(plan, p);
     if (status == CLATTN_STATUS_SUCCESS) status = fixed_make(plan, p);
     if (status != CLATTN_STATUS_SUCCESS) {
@@ -207,60 +316,75 @@ void clattn__device_plan_free(device_plan *plan)
 
 /* ---- host pointers */
 
-/* A stretch of the caller's memory that the kernel works in. Stretches that overlap share one cl_mem. */
+/* A stretch of the caller's memory that the kernels work in, one for each operand. Stretches that overlap share one
+ * cl_mem. */
 typedef struct stretch {
+    tensor_shape shape; /* as the caller has it */
+    bool written;
     char *begin, *end; /* NULL: absent */
     cl_mem mem;
     bool owns_mem;
     int64_t at; /* bytes from the start of mem */
 } stretch;
 
-static void stretches_find(const problem *p, const clattn_forward_args *args, stretch s[TENSOR_COUNT])
+static stretch stretch_of(const tensor_shape *shape, char *begin, bool written)
 {
-    memset(s, 0, sizeof(stretch) * TENSOR_COUNT);
-    for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
-        s[i].begin = p->tensor[i].bytes ? clattn__args_host(args, i) : NULL;
-        s[i].end = s[i].begin ? s[i].begin + p->tensor[i].bytes : NULL;
+    stretch s = {.shape = *shape, .written = written};
+    if (!shape->bytes || !begin) return s;
+    s.begin = begin;
+    s.end = begin + shape->bytes;
+    return s;
+}
+
+static void stretches_find(const problem *p, const clattn_forward_args *args, const clattn_backward_args *backward,
+                           stretch s[OPERANDS])
+{
+    memset(s, 0, sizeof(stretch) * OPERANDS);
+    for (tensor_name i = 0; i < TENSOR_COUNT; i++)
+        s[i] = stretch_of(&p->tensor[i], clattn__args_host(args, i), !backward && (i == TENSOR_O || i == TENSOR_LSE));
+    for (gradient_name g = 0; backward && g < GRADIENT_COUNT; g++) {
+        const tensor_shape shape = clattn__gradient_shape(p, g);
+        s[TENSOR_COUNT + g] = stretch_of(&shape, clattn__gradient_host(backward, g), g >= GRADIENT_FIRST_OUTPUT);
     }
 }
 
-static void stretches_free(stretch s[TENSOR_COUNT])
+static void stretches_free(stretch s[OPERANDS])
 {
-    for (int i = 0; i < TENSOR_COUNT; i++)
+    for (int i = 0; i < OPERANDS; i++)
         if (s[i].mem && s[i].owns_mem) clReleaseMemObject(s[i].mem);
 }
 
 /* One cl_mem over each cluster of overlapping stretches. *must_copy: a cluster is beyond one allocation, or holds a
  * tensor at a place that its elements do not divide, or an output has gaps, which are others' to write meanwhile. */
-static clattn_status stretches_share(const device_plan *plan, const problem *p, stretch s[TENSOR_COUNT],
-                                     bool *must_copy)
+static clattn_status stretches_share(const device_plan *plan, stretch s[OPERANDS], bool *must_copy)
 {
-    *must_copy = !p->tensor[TENSOR_O].gapless || !p->tensor[TENSOR_LSE].gapless;
-    for (int i = 0; i < TENSOR_COUNT && !*must_copy; i++) {
+    *must_copy = false;
+    for (int i = 0; i < OPERANDS; i++) *must_copy |= s[i].begin && s[i].written && !s[i].shape.gapless;
+    for (int i = 0; i < OPERANDS && !*must_copy; i++) {
         if (!s[i].begin || s[i].mem) continue;
         char *begin = s[i].begin, *end = s[i].end;
         bool written = false;
         for (bool grown = true; grown;) {
             grown = false;
-            for (int j = i + 1; j < TENSOR_COUNT; j++) {
+            for (int j = i + 1; j < OPERANDS; j++) {
                 if (!s[j].begin || s[j].mem || s[j].begin >= end || begin >= s[j].end) continue;
                 if (s[j].begin < begin) begin = s[j].begin, grown = true;
                 if (s[j].end > end) end = s[j].end, grown = true;
             }
         }
         *must_copy = end - begin > plan->device->profile.max_alloc_bytes;
-        for (int j = i; j < TENSOR_COUNT; j++)
-            if (s[j].begin && s[j].begin < end && begin < s[j].end)
-                *must_copy |= (s[j].begin - begin) % (int64_t)p->tensor[j].size != 0;
+        for (int j = i; j < OPERANDS; j++) {
+            if (!s[j].begin || s[j].begin >= end || begin >= s[j].end) continue;
+            *must_copy |= (s[j].begin - begin) % (int64_t)s[j].shape.size != 0;
+            written |= s[j].written;
+        }
         if (*must_copy) return CLATTN_STATUS_SUCCESS;
-        for (int j = i; j < TENSOR_COUNT; j++)
-            written |= (j == TENSOR_O || j == TENSOR_LSE) && s[j].begin && s[j].begin < end && begin < s[j].end;
         cl_int code;
         const cl_mem_flags flags = CL_MEM_USE_HOST_PTR | (written ? CL_MEM_READ_WRITE : CL_MEM_READ_ONLY);
         cl_mem mem = clCreateBuffer(plan->device->cl, flags, (size_t)(end - begin), begin, &code);
         RETURN_IF_CL("clCreateBuffer", code);
         s[i].owns_mem = true;
-        for (int j = i; j < TENSOR_COUNT; j++) {
+        for (int j = i; j < OPERANDS; j++) {
             if (!s[j].begin || s[j].mem || s[j].begin >= end || begin >= s[j].end) continue;
             s[j].mem = mem;
             s[j].at = s[j].begin - begin;
@@ -305,24 +429,24 @@ void clattn__launch_numbers(launch_buffers *b, const device_plan *plan, const pr
     b->dropout_key[0] = key.x[0];
     b->dropout_key[1] = key.x[1];
     if (!p->kv_length_per_batch) {
-        b->tensor[TENSOR_KV_LENGTHS] = plan->fixed;
+        b->operand[TENSOR_KV_LENGTHS] = plan->fixed;
         b->at[TENSOR_KV_LENGTHS] = 0;
     }
     if (!p->query_offset_per_batch) {
-        b->tensor[TENSOR_QUERY_OFFSETS] = plan->fixed;
+        b->operand[TENSOR_QUERY_OFFSETS] = plan->fixed;
         b->at[TENSOR_QUERY_OFFSETS] = p->batch;
     }
 }
 
 /* Enqueued commands keep the workspace alive after its release here. */
 static clattn_status launch(device_plan *plan, const problem *p, const clattn_forward_args *args,
-                            const stretch s[TENSOR_COUNT], cl_event *done)
+                            const stretch s[OPERANDS], cl_event *done)
 {
     launch_buffers b = {0};
     cl_int code = CL_SUCCESS;
-    for (int i = 0; i < TENSOR_COUNT; i++) {
-        b.tensor[i] = s[i].mem;
-        b.at[i] = s[i].mem ? s[i].at / (int64_t)p->tensor[i].size : 0;
+    for (int i = 0; i < OPERANDS; i++) {
+        b.operand[i] = s[i].mem;
+        b.at[i] = s[i].mem ? s[i].at / (int64_t)s[i].shape.size : 0;
     }
     clattn__launch_numbers(&b, plan, p, args);
     if (plan->choice.workspace_bytes)
@@ -343,13 +467,14 @@ static clattn_status late(clattn_status status)
     return clattn__fail(CLATTN_STATUS_OPENCL_ERROR, error.cl_error, "after the kernel ran: %.900s", error.message);
 }
 
-static clattn_status forward_in_place(device_plan *plan, const problem *p, const clattn_forward_args *args,
-                                      const stretch s[TENSOR_COUNT])
+static clattn_status run_in_place(device_plan *plan, const problem *p, const clattn_forward_args *args,
+                                  const stretch s[OPERANDS])
 {
     cl_event done; /* of the last command: one wait for all */
     FORWARD(launch(plan, p, args, s, &done));
-    clattn_status status = late(enqueue_map_back(plan, &s[TENSOR_O], &done));
-    if (status == CLATTN_STATUS_SUCCESS) status = late(enqueue_map_back(plan, &s[TENSOR_LSE], &done));
+    clattn_status status = CLATTN_STATUS_SUCCESS;
+    for (int i = 0; i < OPERANDS && status == CLATTN_STATUS_SUCCESS; i++)
+        if (s[i].written) status = late(enqueue_map_back(plan, &s[i], &done));
     const clattn_status waited = wait_and_release(plan, done);
     return status == CLATTN_STATUS_SUCCESS ? waited : status;
 }
@@ -396,48 +521,52 @@ static clattn_status copy_tensor(const device_plan *plan, const tensor_shape *t,
     return CLATTN_STATUS_SUCCESS;
 }
 
-static clattn_status forward_copied(device_plan *plan, const problem *given, const clattn_forward_args *args,
-                                    const stretch caller[TENSOR_COUNT], stretch s[TENSOR_COUNT])
+static clattn_status run_copied(device_plan *plan, const problem *given, const clattn_forward_args *args,
+                                const stretch caller[OPERANDS], stretch s[OPERANDS])
 {
     problem p = *given;
     cl_int code;
-    for (int i = 0; i < TENSOR_COUNT; i++) {
+    for (int i = 0; i < TENSOR_COUNT; i++)
+        clattn__tensor_copy_strides(&given->tensor[i], p.tensor[i].stride); /* the gradients' too */
+    for (int i = 0; i < OPERANDS; i++) {
         if (!caller[i].begin) continue;
-        clattn__tensor_copy_strides(&given->tensor[i], p.tensor[i].stride);
+        s[i].shape = caller[i].shape;
         s[i].mem = clCreateBuffer(plan->device->cl, CL_MEM_READ_WRITE,
-                                  (size_t)clattn__tensor_copy_bytes(&given->tensor[i]), NULL, &code);
+                                  (size_t)clattn__tensor_copy_bytes(&caller[i].shape), NULL, &code);
         RETURN_IF_CL("clCreateBuffer", code);
         s[i].owns_mem = true;
-        if (i != TENSOR_O && i != TENSOR_LSE)
-            FORWARD(copy_tensor(plan, &given->tensor[i], caller[i].begin, s[i].mem, COPY_IN));
+        if (!caller[i].written) FORWARD(copy_tensor(plan, &caller[i].shape, caller[i].begin, s[i].mem, COPY_IN));
     }
     cl_event done;
     FORWARD(launch(plan, &p, args, s, &done));
     FORWARD(wait_and_release(plan, done));
-    FORWARD(late(copy_tensor(plan, &given->tensor[TENSOR_O], caller[TENSOR_O].begin, s[TENSOR_O].mem, COPY_OUT)));
-    if (!s[TENSOR_LSE].mem) return CLATTN_STATUS_SUCCESS;
-    return late(copy_tensor(plan, &given->tensor[TENSOR_LSE], caller[TENSOR_LSE].begin, s[TENSOR_LSE].mem, COPY_OUT));
+    for (int i = 0; i < OPERANDS; i++)
+        if (caller[i].begin && caller[i].written)
+            FORWARD(late(copy_tensor(plan, &caller[i].shape, caller[i].begin, s[i].mem, COPY_OUT)));
+    return CLATTN_STATUS_SUCCESS;
 }
 
-clattn_status clattn__device_forward(device_plan *plan, const problem *p, const clattn_forward_args *args, bool copy)
+clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
+                                 const clattn_backward_args *backward, bool copy)
 {
-    if (p->tensor[TENSOR_O].bytes == 0) return CLATTN_STATUS_SUCCESS;
+    if (!backward && p->tensor[TENSOR_O].bytes == 0) return CLATTN_STATUS_SUCCESS;
     FORWARD(clattn__device_check_process(plan->device));
-    stretch caller[TENSOR_COUNT], s[TENSOR_COUNT] = {{0}};
-    stretches_find(p, args, caller);
+    stretch caller[OPERANDS], s[OPERANDS];
+    stretches_find(p, args, backward, caller);
+    memset(s, 0, sizeof s);
     bool must_copy = false;
     clattn_status status = CLATTN_STATUS_SUCCESS;
     copy = copy || !plan->device->profile.shares_host_memory;
     if (!copy) {
         memcpy(s, caller, sizeof s);
-        status = stretches_share(plan, p, s, &must_copy);
-        if (status == CLATTN_STATUS_SUCCESS && !must_copy) status = forward_in_place(plan, p, args, s);
+        status = stretches_share(plan, s, &must_copy);
+        if (status == CLATTN_STATUS_SUCCESS && !must_copy) status = run_in_place(plan, p, args, s);
         if (must_copy) {
             stretches_free(s);
             memset(s, 0, sizeof s);
         }
     }
-    if (copy || must_copy) status = forward_copied(plan, p, args, caller, s);
+    if (copy || must_copy) status = run_copied(plan, p, args, caller, s);
     stretches_free(s);
     return status;
 }

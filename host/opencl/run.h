@@ -5,11 +5,14 @@
 #include "../../cl/dropout.clh"
 #include "device_cl.h"
 
-/* The buffers of one launch, each with the place of its first element. */
+/* What the kernels of a call are given: the problem's tensors, then, in backward, the gradients. */
+enum { OPERANDS = TENSOR_COUNT + GRADIENT_COUNT };
+
+/* The buffers of one call, each with the place of its first element. */
 typedef struct launch_buffers {
-    cl_mem tensor[TENSOR_COUNT];
-    int64_t at[TENSOR_COUNT]; /* elements */
-    cl_mem workspace;         /* of choice.workspace_bytes, or NULL */
+    cl_mem operand[OPERANDS];
+    int64_t at[OPERANDS]; /* elements */
+    cl_mem workspace;     /* of choice.workspace_bytes, or NULL */
     u32 dropout_key[2];
 } launch_buffers;
 
@@ -17,7 +20,8 @@ typedef struct launch_buffers {
 void clattn__launch_numbers(launch_buffers *b, const device_plan *plan, const problem *p,
                             const clattn_forward_args *args);
 
-/* Enqueues p on queue after wait_list; event as OpenCL has it. p's strides are the buffers'. */
+/* Enqueues what the buffers want of the plan's kernels on queue, one after the other, after wait_list; event as OpenCL
+ * has it. p's strides are the buffers'. */
 clattn_status clattn__launch(struct device_plan *plan, const problem *p, cl_command_queue queue,
                              const launch_buffers *buffers, cl_uint n_wait, const cl_event *wait_list, cl_event *event);
 

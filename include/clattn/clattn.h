@@ -99,7 +99,8 @@ CLATTN_API const char *clattn_plan_explain(const clattn_plan *plan);
 CLATTN_API void clattn_plan_info_init(clattn_plan_info *info);
 CLATTN_API clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *info);
 
-/* Bytes that args.workspace must hold for clattn_enqueue_forward; 0 for NULL. clattn_forward brings its own. */
+/* Bytes that args.workspace must hold for clattn_enqueue_forward or clattn_enqueue_backward, whichever the plan is for; 0 for
+ * NULL. clattn_forward and clattn_backward bring their own. */
 CLATTN_API size_t clattn_plan_workspace_size(const clattn_plan *plan);
 
 /* ---- forward */
@@ -134,7 +135,8 @@ CLATTN_API clattn_status clattn_reference_forward(const clattn_problem *p, const
 CLATTN_API void clattn_backward_args_init(clattn_backward_args *args);
 
 /* Runs a plan made with options.pass = CLATTN_PASS_BACKWARD on host pointers and returns when the gradients are written: the
- * same bits for any number of threads. It keeps about 4 head_dim_qk bytes a query row and thread, and at most 64 MiB beside. */
+ * same bits for any number of threads and in any batch. It keeps about 4 head_dim_qk bytes a query row and thread, and 64 MiB or
+ * one batch entry's share beside. */
 CLATTN_API clattn_status clattn_backward(const clattn_plan *plan, const clattn_backward_args *args);
 
 /* The gradients by the textbook's formulas in double, for tests. args: host pointers; of the forward's o and lse and of the

@@ -48,8 +48,10 @@ typedef enum clattn_path {
     XX(ATTN_FWD_LANES, 3, "attn_fwd_lanes") /* device path for CPU devices: one work-item a tile, no barrier */        \
     XX(HOST_DECODE, 4, "host_decode")       /* host path, few query rows: vectors of a head's elements */              \
     XX(ATTN_DECODE_LANES, 5,                                                                                           \
-       "attn_decode_lanes")               /* device path for CPU devices: few query rows, the keys in chunks */        \
-    XX(HOST_BACKWARD, 8, "host_backward") /* host path, backward: tiles of keys, one file per instruction set */
+       "attn_decode_lanes")                 /* device path for CPU devices: few query rows, the keys in chunks */      \
+    XX(HOST_BACKWARD, 8, "host_backward")   /* host path, backward: tiles of keys, one file per instruction set */     \
+    XX(ATTN_BWD_LANES, 9, "attn_bwd_lanes") /* device path for CPU devices, backward: one work-item some kv tiles */   \
+    XX(ATTN_BWD, 10, "attn_bwd")            /* device path, backward: tiles in local memory, scores computed twice */
 
 typedef enum clattn_kernel {
 #define CLATTN_KERNEL_ENUM(name, value, text) CLATTN_KERNEL_##name = value,
@@ -108,7 +110,7 @@ typedef struct clattn_score_function {
     const char *source;               /* default NULL; needed on the device path, while the plan is made */
     size_t data_bytes;                /* size of args.score_data; 0: there is none */
     clattn_score_fn *host_derivative; /* d(new score)/d(score) at score, for backward: default NULL, then unsupported */
-    const char *source_derivative;    /* the same in OpenCL C */
+    const char *source_derivative;    /* the same in OpenCL C: as source, of score_derivative */
 } clattn_score_function;
 
 /* O = softmax(mask(f(scale * Q K^T))) V, in this order: softmax scale, softcap, ALiBi, bias, score function, mask (hidden
@@ -229,7 +231,7 @@ typedef struct clattn_context_options {
 /* What a plan is for. */
 typedef enum clattn_pass {
     CLATTN_PASS_FORWARD = 0, /* clattn_forward and clattn_enqueue_forward */
-    CLATTN_PASS_BACKWARD = 1 /* clattn_backward */
+    CLATTN_PASS_BACKWARD = 1 /* clattn_backward and clattn_enqueue_backward */
 } clattn_pass;
 
 typedef struct clattn_plan_options {
@@ -246,9 +248,9 @@ typedef struct clattn_plan_options {
 /* What a plan decided. Strings belong to the plan. */
 typedef struct clattn_plan_info {
     size_t struct_size;
-    clattn_path path;         /* HOST or DEVICE: where clattn_forward runs */
-    clattn_kernel kernel;     /* what clattn_forward runs */
-    clattn_kernel cl_kernel;  /* what clattn_enqueue_forward runs; AUTO when the plan cannot be enqueued */
+    clattn_path path;         /* HOST or DEVICE: where clattn_forward or clattn_backward runs */
+    clattn_kernel kernel;     /* what it runs; a device's gradients take further kernels, which the explanation names */
+    clattn_kernel cl_kernel;  /* what clattn_enqueue_* runs; AUTO when the plan cannot be enqueued */
     clattn_dtype products;    /* what Q K' and P V are multiplied in: F32, F64, or BF16, which rounds P, but neither
                                  scores nor sums, to bf16 */
     const char *instructions; /* host path: "avx512_bf16", "avx512", "avx2", "portable"; "" on the device path */
@@ -257,7 +259,7 @@ typedef struct clattn_plan_info {
     int64_t work_group_size; /* work-items; 0 on the host path */
     int64_t local_bytes;     /* local memory of a work-group; 0 on the host path */
     int n_threads;           /* at most, on the host path; 0 on the device path */
-    int zero_copy;           /* 1: clattn_forward lets the kernel work in the caller's own memory */
+    int zero_copy;           /* 1: calls with host pointers let the kernels work in the caller's own memory */
 } clattn_plan_info;
 
 typedef struct clattn_device_info {
