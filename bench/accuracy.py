@@ -16,7 +16,8 @@ import torch
 B, H, N, D = 1, 4, 1024, 64
 PATHS = {"host": ["--path", "host"], "device, attn_fwd_lanes": ["--kernel", "attn_fwd_lanes"],
          "device, attn_fwd": ["--kernel", "attn_fwd"]}
-BACKWARD_PATHS = {"host": ["--path", "host"]}
+BACKWARD_PATHS = {"host": ["--path", "host"], "device, attn_bwd_lanes": ["--kernel", "attn_bwd_lanes"],
+                  "device, attn_bwd": ["--kernel", "attn_bwd"]}
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 TORCH = "torch " + torch.__version__.split("+")[0]
 
