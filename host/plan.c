@@ -418,7 +418,8 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
 /* What cl/backward_lanes.clh keeps in private memory. */
 static int64_t backward_lanes_private_bytes(const problem *p, int64_t block)
 {
-    const int64_t qk = div_up(p->head_dim_qk, 16) * 16, v = div_up(p->head_dim_v, 16) * 16;
+    const int64_t lanes = p->dtype == CLATTN_DTYPE_F64 ? 8 : 16;
+    const int64_t qk = (div_up(p->head_dim_qk, lanes) | 1) * lanes, v = (div_up(p->head_dim_v, lanes) | 1) * lanes;
     return (4 * qk + 3 * v + 3 * block) * block * (p->dtype == CLATTN_DTYPE_F64 ? 8 : 4);
 }
 
