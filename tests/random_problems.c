@@ -9,7 +9,9 @@
 #include "problem_numbers.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -94,6 +96,7 @@ static bool child_runs(bool loud)
     fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         Suite *suite = suite_create("random problems");
         tcase_add_test(test_case(suite, "all"), run);
         SRunner *runner = srunner_create(suite);
