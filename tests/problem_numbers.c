@@ -99,7 +99,9 @@ static void spoil(test_data *t, int64_t kind, uint64_t seed)
     switch (kind) {
     case 1: spoil_row(t, 'v', &state, (double)NAN); break;
     case 2: spoil_row(t, 'k', &state, (double)NAN); break;
-    case 3: spoil_row(t, 'v', &state, (double)INFINITY); break;
+    case 3: /* a prob that is 0 in f32 alone would make it a NaN there alone */
+        if (!p->alibi && p->scale == CLATTN_SCALE_AUTO) spoil_row(t, 'v', &state, (double)INFINITY);
+        break;
     case 4: spoil_row(t, 'k', &state, 0); break;
     case 5: /* nobody sees anything, mostly */
         for (int64_t i = 0; t->mask && p->n_q && p->n_kv &&

@@ -1,10 +1,15 @@
-/* A problem from a byte a number: the host path beside the reference. A finding's numbers: CLATTN_FUZZ_PRINT=1 fuzz_host FILE,
- * then `random_problems one`. */
+/* A problem from a byte a number: the host path beside the reference. A finding is printed for
+ * `random_problems one`. */
 #include "problem_numbers.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 Suite *test_suite(void) { return NULL; }
+
+static numbers problem;
+
+START_TEST(run) { numbers_run(&problem); }
+END_TEST
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -27,7 +32,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (FIELDS < size && !p.n[VARLEN]) p.n[KV_LENGTH] = data[FIELDS] % (p.n[N_KV] + 3);
     if (p.n[VARLEN]) p.n[BSHD] = 0;
     if (p.n[DATA]) p.n[BACKWARD] = 0;
-    if (getenv("CLATTN_FUZZ_PRINT")) numbers_print(&p);
-    numbers_run(&p);
+    problem = p;
+    Suite *suite = suite_create("fuzz"); /* Check's assertions work in its tests alone */
+    tcase_add_test(test_case(suite, "one"), run);
+    SRunner *runner = srunner_create(suite);
+    srunner_set_fork_status(runner, CK_NOFORK);
+    srunner_run_all(runner, CK_SILENT);
+    if (srunner_ntests_failed(runner)) {
+        TestResult **failures = srunner_failures(runner);
+        printf("%s\n", tr_msg(failures[0]));
+        numbers_print(&p);
+        abort();
+    }
+    srunner_free(runner);
     return 0;
 }
