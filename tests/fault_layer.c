@@ -78,16 +78,17 @@ static void misused(const char *call, kind k, const void *at, const char *how)
     fprintf(stderr, "fault layer: %s: %s %p %s\n", call, kind_names[k], at, how);
 }
 
-static void object_used(kind k, const void *at, const char *call)
+/* False: it must not be handed on. */
+static bool object_used(kind k, const void *at, const char *call)
 {
-    if (!at || k == NO_KIND) return;
+    if (!at || k == NO_KIND) return true;
     pthread_mutex_lock(&lock);
     const object *o = object_find(at);
-    if (o->at && o->references <= 0)
-        misused(call, k, at, "is used after its release");
-    else if (o->at && o->kind != k)
-        misused(call, k, at, "is an object of another kind");
+    const bool dead = o->at && o->references <= 0, mistaken = o->at && !dead && o->kind != k;
+    if (dead) misused(call, k, at, "is used after its release");
+    if (mistaken) misused(call, k, at, "is an object of another kind");
     pthread_mutex_unlock(&lock);
+    return !dead && !mistaken;
 }
 
 /* Before the driver acts: what it frees may come again at once in another thread. False: it must not be handed on. */
@@ -124,7 +125,7 @@ static cl_int call_begin(const char *function, cl_int code)
     return injected;
 }
 
-#define USE(x) object_used(KIND_OF(x), (const void *)(uintptr_t)(x), call_)
+#define USE(x) dead_ |= !object_used(KIND_OF(x), (const void *)(uintptr_t)(x), call_)
 #define USE_ALL(n, list)                                                                                               \
     for (cl_uint i_ = 0; (list) && i_ < (n); i_++) USE((list)[i_])
 
@@ -132,21 +133,25 @@ static cl_int call_begin(const char *function, cl_int code)
     static cl_int CL_API_CALL name##_layer parameters                                                                  \
     {                                                                                                                  \
         static const char call_[] = #name;                                                                             \
-        uses const cl_int injected = call_begin(call_, code);                                                          \
+        bool dead_ = false;                                                                                            \
+        uses const cl_int injected = dead_ ? CL_INVALID_VALUE : call_begin(call_, code);                               \
         return injected ? injected : next->name arguments;                                                             \
     }
 #define FAILS_AFTER(name, code, parameters, arguments, uses)                                                           \
     static cl_int CL_API_CALL name##_layer parameters                                                                  \
     {                                                                                                                  \
         static const char call_[] = #name;                                                                             \
-        uses const cl_int injected = call_begin(call_, code), done = next->name arguments;                             \
+        bool dead_ = false;                                                                                            \
+        uses const cl_int injected = dead_ ? CL_INVALID_VALUE : call_begin(call_, code),                               \
+                          done = dead_ ? injected : next->name arguments;                                              \
         return injected ? injected : done;                                                                             \
     }
 #define CREATES(type, name, code, parameters, arguments, uses)                                                         \
     static type CL_API_CALL name##_layer parameters                                                                    \
     {                                                                                                                  \
         static const char call_[] = #name;                                                                             \
-        uses const cl_int injected = call_begin(call_, code);                                                          \
+        bool dead_ = false;                                                                                            \
+        uses const cl_int injected = dead_ ? CL_INVALID_VALUE : call_begin(call_, code);                               \
         cl_int *const error = last_of arguments;                                                                       \
         if (injected && error) *error = injected;                                                                      \
         type made = injected ? NULL : next->name arguments;                                                            \
@@ -157,7 +162,8 @@ static cl_int call_begin(const char *function, cl_int code)
     static cl_int CL_API_CALL name##_layer parameters                                                                  \
     {                                                                                                                  \
         static const char call_[] = #name;                                                                             \
-        uses const cl_int injected = call_begin(call_, code);                                                          \
+        bool dead_ = false;                                                                                            \
+        uses const cl_int injected = dead_ ? CL_INVALID_VALUE : call_begin(call_, code);                               \
         if (injected) return injected;                                                                                 \
         cl_event *const event = last_of arguments;                                                                     \
         const cl_int done = next->name arguments;                                                                      \
@@ -168,7 +174,8 @@ static cl_int call_begin(const char *function, cl_int code)
     static void *CL_API_CALL name##_layer parameters                                                                   \
     {                                                                                                                  \
         static const char call_[] = #name;                                                                             \
-        uses const cl_int injected = call_begin(call_, code);                                                          \
+        bool dead_ = false;                                                                                            \
+        uses const cl_int injected = dead_ ? CL_INVALID_VALUE : call_begin(call_, code);                               \
         cl_int *const error = last_of arguments;                                                                       \
         cl_event *const event = last_but_one_of arguments;                                                             \
         if (injected && error) *error = injected;                                                                      \
@@ -286,15 +293,16 @@ static cl_int CL_API_CALL launch_limited(cl_command_queue queue, cl_kernel kerne
 static cl_int CL_API_CALL set_arg(cl_kernel kernel, cl_uint index, size_t size, const void *value)
 {
     const void *mem;
+    bool dead = false;
     if (value && size == sizeof mem) {
         memcpy(&mem, value, sizeof mem);
         pthread_mutex_lock(&lock);
         const object *o = mem ? object_find(mem) : NULL;
-        if (o && o->at && o->kind == MEM && o->references <= 0)
-            misused("clSetKernelArg", MEM, mem, "is used after its release");
+        dead = o && o->at && o->kind == MEM && o->references <= 0;
+        if (dead) misused("clSetKernelArg", MEM, mem, "is used after its release");
         pthread_mutex_unlock(&lock);
     }
-    return clSetKernelArg_layer(kernel, index, size, value);
+    return dead ? CL_INVALID_MEM_OBJECT : clSetKernelArg_layer(kernel, index, size, value);
 }
 
 /* ---- what tests ask */
