@@ -73,7 +73,8 @@ clattn_status clattn__context_new(const clattn_context_options *given, clattn_co
         free(c);
         free(name);
         clattn__threads_free(threads);
-        return clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a context");
+        clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a context");
+        return CLATTN_STATUS_OUT_OF_HOST_MEMORY;
     }
     atomic_init(&c->references, 1);
     c->options = *o;

@@ -20,7 +20,10 @@ void clattn__error_restore(const error_state *state);
 
 #define RETURN_IF(condition, status, ...)                                                                              \
     do {                                                                                                               \
-        if (condition) return clattn__fail(CLATTN_STATUS_##status, 0, __VA_ARGS__);                                    \
+        if (condition) {                                                                                               \
+            clattn__fail(CLATTN_STATUS_##status, 0, __VA_ARGS__);                                                      \
+            return CLATTN_STATUS_##status;                                                                             \
+        }                                                                                                              \
     } while (0)
 
 #define FORWARD(call)                                                                                                  \

@@ -308,10 +308,13 @@ clattn_status clattn_reference_backward(const clattn_problem *given, const clatt
     RETURN_IF(!gradients, INVALID_ARGUMENT, "gradients is NULL");
     FORWARD(clattn__problem_make(given, &p));
     inputs = *args;
-    inputs.forward.o = inputs.d_o; /* neither o nor lse nor an output is looked at */
-    inputs.forward.lse = clattn_host_buffer(NULL);
+    const int64_t o_bytes = p.tensor[TENSOR_O].bytes; /* neither o nor lse nor an output is looked at */
+    inputs.forward.o = inputs.forward.lse = clattn_host_buffer(NULL);
     inputs.dq = inputs.dk = inputs.dv = inputs.dbias = inputs.dalibi_slopes = inputs.dsinks = clattn_host_buffer(NULL);
-    FORWARD(check(given, &inputs.forward, true, &p));
+    FORWARD(check(given, &inputs.forward, false, &p));
+    inputs.forward.o = inputs.d_o; /* stands for it, and may be Q itself, for it is not written */
+    p.tensor[TENSOR_O].bytes = o_bytes;
+    p.tensor[TENSOR_O].gapless = false;
     p.tensor[TENSOR_LSE].bytes = 0;
     FORWARD(clattn__problem_check_backward_args(&p, &inputs));
     RETURN_IF(p.score_function.host && !p.score_function.host_derivative, UNSUPPORTED,

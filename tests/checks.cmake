@@ -7,7 +7,7 @@ clattn_add_check(test_threads 13)
 clattn_add_check(test_api 337)
 if(TARGET clattn_static)
   # The library's own functions: hidden in the shared library, there in the static one.
-  add_executable(test_plan test_plan.c harness.c)
+  add_executable(test_plan test_plan.c harness.c main.c)
   target_link_libraries(test_plan PRIVATE clattn_flags clattn_static PkgConfig::CHECK m)
   target_include_directories(test_plan PRIVATE ${PROJECT_SOURCE_DIR}/host)
   target_compile_definitions(test_plan PRIVATE CLATTN_HAVE_OPENCL=$<BOOL:${CLATTN_OPENCL}>)

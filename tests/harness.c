@@ -9,16 +9,6 @@ enum {
     ROOMY = 256 << 10 /* bytes of local memory that hold every forced tile */
 };
 
-int main(void)
-{
-    setenv("CK_DEFAULT_TIMEOUT", "0", 0); /* a cold kernel build may outlast Check's four seconds */
-    SRunner *runner = srunner_create(test_suite());
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
-}
-
 TCase *test_case(Suite *suite, const char *name)
 {
     TCase *c = tcase_create(name);

@@ -1,4 +1,4 @@
-/* What every test program shares: main(), the contexts to test on, problems with their data, and the comparison with the
+/* What every test program shares: the contexts to test on, problems with their data, and the comparison with the
  * float64 reference. */
 #ifndef CLATTN_TEST_HARNESS_H
 #define CLATTN_TEST_HARNESS_H
@@ -12,7 +12,7 @@
 
 #include <clattn/clattn.h>
 
-/* Each test program defines this; harness.c has main(). */
+/* Each test program defines this; main.c has main(). */
 Suite *test_suite(void);
 
 /* A test case of the suite without time limits of its own: ctest has one. */

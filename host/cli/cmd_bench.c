@@ -182,6 +182,7 @@ static void print_json_text(const char *key, const char *text)
 static void print_result(const inputs *in, const clattn_plan_info *info, clattn_pass pass, const timings *t, bool json)
 {
     char problem[PROBLEM_TEXT_SIZE];
+    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): measure took LEAST_RUNS times */
     const double median = cli_median(t->seconds, t->n), least = t->seconds[0];
     const double gflops = operations(in, pass) / median * 1e-9, gbs = bytes_read(in) / median * 1e-9;
     const char *path = clattn_path_name(info->path), *kernel = clattn_kernel_name(info->kernel);

@@ -327,7 +327,12 @@ static clattn_status allocate(backward_call *c)
 clattn_status clattn__host_backward(const host_plan *plan, const problem *p, host_threads *threads,
                                     const clattn_backward_args *args)
 {
-    backward_call c = {.plan = plan, .p = p, .args = args, .ops = clattn__backward_ops(p->dtype)};
+    /* Each worker has work space: no more of them than any stage has items. */
+    const double items = (double)p->batch * (double)p->n_heads_q * (double)(p->n_q / BACKWARD_BLOCK + 1) *
+                         (double)(p->n_kv / BACKWARD_BLOCK + 1);
+    host_plan useful = *plan;
+    if (items < useful.n_threads) useful.n_threads = (int)items;
+    backward_call c = {.plan = &useful, .p = p, .args = args, .ops = clattn__backward_ops(p->dtype)};
     c.dropout_key = philox((u32)args->forward.dropout_offset, (u32)(args->forward.dropout_offset >> 32), 0, 0,
                            (u32)args->forward.dropout_seed, (u32)(args->forward.dropout_seed >> 32));
     c.dq_bytes =

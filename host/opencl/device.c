@@ -66,47 +66,60 @@ clattn_status clattn__cl_fail(const char *call, cl_int code)
     return clattn__fail(status, code, "%s failed: %s (%d)", call, cl_error_name(code), (int)code);
 }
 
-/* ---- probing */
+/* ---- probing. What a device does not know of (CL_INVALID_VALUE) it does not have; any other failure is kept. */
 
-static int64_t device_number(cl_device_id id, cl_device_info what, size_t size)
+typedef struct probe {
+    cl_device_id id;
+    cl_int failed; /* the first failure, or CL_SUCCESS */
+} probe;
+
+static bool probe_get(probe *d, cl_device_info what, size_t size, void *to)
+{
+    const cl_int code = clGetDeviceInfo(d->id, what, size, to, NULL);
+    if (code != CL_SUCCESS && code != CL_INVALID_VALUE && d->failed == CL_SUCCESS) d->failed = code;
+    return code == CL_SUCCESS;
+}
+
+static int64_t device_number(probe *d, cl_device_info what, size_t size)
 {
     union {
         cl_uint u;
         cl_ulong ul;
         size_t s;
     } x = {.ul = 0};
-    if (clGetDeviceInfo(id, what, size, &x, NULL) != CL_SUCCESS) return 0;
+    if (!probe_get(d, what, size, &x)) return 0;
     const uint64_t n = size == sizeof x.u ? x.u : x.ul;
     return n > INT64_MAX ? INT64_MAX : (int64_t)n;
 }
 
-static void device_text(cl_device_id id, cl_device_info what, char *to, size_t size)
+static void device_text(probe *d, cl_device_info what, char *to, size_t size)
 {
     char all[8192] = "";
-    if (clGetDeviceInfo(id, what, sizeof all - 1, all, NULL) != CL_SUCCESS) all[0] = 0;
+    if (!probe_get(d, what, sizeof all - 1, all)) all[0] = 0;
     snprintf(to, size, "%.*s", (int)size - 1, all);
 }
 
-static bool has_fp64(cl_device_id id) { return device_number(id, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof(cl_ulong)) != 0; }
-
-const char *clattn__device_probe(cl_device_id id, device_profile *p)
+/* Fills p; *refused: "" or why clattn cannot use it. */
+static clattn_status probe_profile(probe *d, device_profile *p, const char **refused)
 {
     memset(p, 0, sizeof *p);
-    device_text(id, CL_DEVICE_NAME, p->name, sizeof p->name);
-    p->is_cpu = device_number(id, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU;
-    p->has_fp64 = has_fp64(id);
-    p->shares_host_memory = device_number(id, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof(cl_uint)) != 0;
-    p->local_bytes = device_number(id, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
-    p->max_alloc_bytes = device_number(id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
-    p->max_work_group_size = device_number(id, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
-    if (!device_number(id, CL_DEVICE_AVAILABLE, sizeof(cl_bool))) return "it is not available";
-    if (!device_number(id, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool))) return "it has no compiler";
-    if (!device_number(id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool))) return "it is big-endian";
+    device_text(d, CL_DEVICE_NAME, p->name, sizeof p->name);
+    p->is_cpu = device_number(d, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU;
+    p->has_fp64 = device_number(d, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof(cl_ulong)) != 0;
+    p->shares_host_memory = device_number(d, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof(cl_uint)) != 0;
+    p->local_bytes = device_number(d, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
+    p->max_alloc_bytes = device_number(d, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
+    p->max_work_group_size = device_number(d, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
     char version[64];
-    device_text(id, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
-    if (!strncmp(version, "OpenCL C 1.0", 12) || !strncmp(version, "OpenCL C 1.1", 12))
-        return "it is older than OpenCL 1.2";
-    return "";
+    device_text(d, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
+    const bool is_old = !strncmp(version, "OpenCL C 1.0", 12) || !strncmp(version, "OpenCL C 1.1", 12);
+    *refused = !device_number(d, CL_DEVICE_AVAILABLE, sizeof(cl_bool))            ? "it is not available"
+               : !device_number(d, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool)) ? "it has no compiler"
+               : !device_number(d, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool))      ? "it is big-endian"
+               : is_old                                                           ? "it is older than OpenCL 1.2"
+                                                                                  : "";
+    RETURN_IF_CL("clGetDeviceInfo", d->failed);
+    return CLATTN_STATUS_SUCCESS;
 }
 
 /* ---- enumeration: devices of all platforms, in the loader's order */
@@ -124,18 +137,28 @@ static clattn_status all_devices(cl_device_id **devices, int *count)
     clattn_status status = CLATTN_STATUS_SUCCESS;
     const cl_int listed = clGetPlatformIDs(n_platforms, platforms, NULL);
     if (listed != CL_SUCCESS) status = clattn__cl_fail("clGetPlatformIDs", listed);
+    cl_int broken =
+        CL_SUCCESS; /* a platform that fails hides no other; when there is no other, its failure is the answer */
     for (cl_uint i = 0; i < n_platforms && status == CLATTN_STATUS_SUCCESS; i++) {
         cl_uint n = 0;
-        if (clGetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, 0, NULL, &n) != CL_SUCCESS || n == 0) continue;
+        const cl_int asked = clGetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, 0, NULL, &n);
+        if (asked != CL_SUCCESS && asked != CL_DEVICE_NOT_FOUND) broken = asked;
+        if (asked != CL_SUCCESS || n == 0) continue;
         cl_device_id *more = realloc(*devices, sizeof *more * ((size_t)*count + n));
         if (!more) {
             status = clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for %u devices", n);
             break;
         }
         *devices = more;
-        if (clGetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, n, more + *count, NULL) == CL_SUCCESS) *count += (int)n;
+        const cl_int got = clGetDeviceIDs(platforms[i], CL_DEVICE_TYPE_ALL, n, more + *count, NULL);
+        if (got == CL_SUCCESS)
+            *count += (int)n;
+        else
+            broken = got;
     }
     free(platforms);
+    if (status == CLATTN_STATUS_SUCCESS && *count == 0 && broken != CL_SUCCESS)
+        status = clattn__cl_fail("clGetDeviceIDs", broken);
     if (status != CLATTN_STATUS_SUCCESS) {
         free(*devices);
         *devices = NULL;
@@ -151,34 +174,39 @@ clattn_status clattn__device_count(int *count)
     return CLATTN_STATUS_SUCCESS;
 }
 
-static void platform_name(cl_device_id id, char *to, size_t size)
+static void platform_name(probe *d, char *to, size_t size)
 {
     cl_platform_id platform = NULL;
     to[0] = 0;
-    if (clGetDeviceInfo(id, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL) != CL_SUCCESS) return;
-    if (clGetPlatformInfo(platform, CL_PLATFORM_NAME, size, to, NULL) != CL_SUCCESS) to[0] = 0;
+    if (!probe_get(d, CL_DEVICE_PLATFORM, sizeof platform, &platform)) return;
+    const cl_int code = clGetPlatformInfo(platform, CL_PLATFORM_NAME, size, to, NULL);
+    if (code == CL_SUCCESS) return;
+    to[0] = 0;
+    if (code != CL_INVALID_VALUE && d->failed == CL_SUCCESS) d->failed = code; /* INVALID_VALUE: a name too long */
 }
 
-static void describe(cl_device_id id, int index, clattn_device_info *info)
+static clattn_status describe(cl_device_id id, int index, clattn_device_info *info)
 {
     device_profile p;
-    const char *refused = clattn__device_probe(id, &p);
-    const int64_t type = device_number(id, CL_DEVICE_TYPE, sizeof(cl_ulong));
+    const char *refused;
+    probe d = {id, CL_SUCCESS};
+    FORWARD(probe_profile(&d, &p, &refused));
+    const int64_t type = device_number(&d, CL_DEVICE_TYPE, sizeof(cl_ulong));
     clattn_device_info_init(info);
     info->index = index;
     snprintf(info->name, sizeof info->name, "%s", p.name);
-    platform_name(id, info->platform, sizeof info->platform);
-    device_text(id, CL_DRIVER_VERSION, info->driver, sizeof info->driver);
-    device_text(id, CL_DEVICE_VERSION, info->version, sizeof info->version);
+    platform_name(&d, info->platform, sizeof info->platform);
+    device_text(&d, CL_DRIVER_VERSION, info->driver, sizeof info->driver);
+    device_text(&d, CL_DEVICE_VERSION, info->version, sizeof info->version);
     snprintf(info->type, sizeof info->type, "%s",
              type & CL_DEVICE_TYPE_GPU           ? "gpu"
              : type & CL_DEVICE_TYPE_CPU         ? "cpu"
              : type & CL_DEVICE_TYPE_ACCELERATOR ? "accelerator"
                                                  : "other");
-    info->compute_units = (int)device_number(id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
+    info->compute_units = (int)device_number(&d, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
     info->max_work_group_size = p.max_work_group_size;
     info->local_bytes = p.local_bytes;
-    info->global_bytes = device_number(id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
+    info->global_bytes = device_number(&d, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
     info->max_alloc_bytes = p.max_alloc_bytes;
     info->has_fp64 = p.has_fp64;
     info->shares_host_memory = p.shares_host_memory;
@@ -188,6 +216,8 @@ static void describe(cl_device_id id, int index, clattn_device_info *info)
              *refused   ? refused
              : p.is_cpu ? "a CPU device: vectors of query rows, no barrier"
                         : "K and V blocks in local memory");
+    RETURN_IF_CL("clGetDeviceInfo", d.failed);
+    return CLATTN_STATUS_SUCCESS;
 }
 
 clattn_status clattn__device_describe(int index, clattn_device_info *info)
@@ -200,9 +230,9 @@ clattn_status clattn__device_describe(int index, clattn_device_info *info)
         return clattn__fail(CLATTN_STATUS_NO_DEVICE, 0, "device index is %d; there are %d OpenCL devices", index,
                             count);
     }
-    describe(devices[index], index, info);
+    const clattn_status status = describe(devices[index], index, info);
     free(devices);
-    return CLATTN_STATUS_SUCCESS;
+    return status;
 }
 
 /* ---- selection */
@@ -217,21 +247,26 @@ static bool contains(const char *whole, const char *part)
     return !*part;
 }
 
-/* The index of the selected device among `count`, or -1. */
-static int select_index(const clattn_context_options *o, cl_device_id *devices, int count)
+/* The index of the selected device among `count`, or -1. A device that does not answer hides no other; when there is no
+ * other, its failure is the answer. */
+static clattn_status select_index(const clattn_context_options *o, cl_device_id *devices, int count, int *index)
 {
     clattn_device_info info;
-    int first = -1;
-    if (o->device == CLATTN_DEVICE_INDEX) return o->device_index < count ? o->device_index : -1;
-    for (int i = 0; i < count; i++) {
-        describe(devices[i], i, &info);
-        if (o->device == CLATTN_DEVICE_NAME &&
-            (contains(info.name, o->device_name) || contains(info.platform, o->device_name)))
-            return i;
-        if (o->device == CLATTN_DEVICE_DEFAULT && info.usable && !strcmp(info.type, "gpu")) return i;
-        if (o->device == CLATTN_DEVICE_DEFAULT && info.usable && first < 0) first = i;
+    clattn_status failed = CLATTN_STATUS_SUCCESS;
+    *index = o->device == CLATTN_DEVICE_INDEX && o->device_index < count ? o->device_index : -1;
+    for (int i = 0; i < count && o->device != CLATTN_DEVICE_INDEX; i++) {
+        const clattn_status status = describe(devices[i], i, &info);
+        if (status != CLATTN_STATUS_SUCCESS) {
+            failed = status;
+            continue;
+        }
+        const bool is_named = o->device == CLATTN_DEVICE_NAME &&
+                              (contains(info.name, o->device_name) || contains(info.platform, o->device_name));
+        const bool is_default = o->device == CLATTN_DEVICE_DEFAULT && info.usable;
+        if (is_named || (is_default && (*index < 0 || !strcmp(info.type, "gpu")))) *index = i;
+        if (is_named || (is_default && !strcmp(info.type, "gpu"))) break;
     }
-    return first;
+    return *index < 0 ? failed : CLATTN_STATUS_SUCCESS;
 }
 
 clattn_status clattn__device_open(const clattn_context_options *o, struct device **d)
@@ -240,9 +275,11 @@ clattn_status clattn__device_open(const clattn_context_options *o, struct device
     cl_device_id *devices, id = NULL;
     int count;
     FORWARD(all_devices(&devices, &count));
-    const int index = select_index(o, devices, count);
+    int index;
+    const clattn_status selected = select_index(o, devices, count, &index);
     if (index >= 0) id = devices[index];
     free(devices);
+    FORWARD(selected);
     RETURN_IF(!id && o->device == CLATTN_DEVICE_INDEX, NO_DEVICE, "device index is %d; there are %d OpenCL devices",
               o->device_index, count);
     RETURN_IF(!id && o->device == CLATTN_DEVICE_NAME, NO_DEVICE, "no name among %d OpenCL devices contains '%s'", count,
@@ -264,11 +301,12 @@ clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device
     cl_int code;
     struct device *d = calloc(1, sizeof *d);
     RETURN_IF(!d, OUT_OF_HOST_MEMORY, "no room for a device");
-    const char *refused = clattn__device_probe(id, &d->profile);
-    clattn_status status = CLATTN_STATUS_SUCCESS;
-    if (*refused) {
+    const char *refused;
+    probe asked = {id, CL_SUCCESS};
+    clattn_status status = probe_profile(&asked, &d->profile, &refused);
+    if (status == CLATTN_STATUS_SUCCESS && *refused) {
         status = clattn__fail(CLATTN_STATUS_NO_DEVICE, 0, "%s cannot be used: %s", d->profile.name, refused);
-    } else {
+    } else if (status == CLATTN_STATUS_SUCCESS) {
         d->queue = clCreateCommandQueue(cl, id, 0, &code);
         if (code != CL_SUCCESS) status = clattn__cl_fail("clCreateCommandQueue", code);
     }

@@ -45,9 +45,6 @@ clattn_status clattn__cl_fail(const char *call, cl_int code);
         if (cl_code_ != CL_SUCCESS) return clattn__cl_fail(call_name, cl_code_);                                       \
     } while (0)
 
-/* Fills profile from the device; "" or why clattn cannot use it. */
-const char *clattn__device_probe(cl_device_id id, device_profile *profile);
-
 /* A device on the app's context. */
 clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **d);
 

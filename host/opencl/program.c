@@ -96,7 +96,7 @@ enum { OPTIONS_SIZE = 640 };
 static void options_make(const device_choice *choice, const device_stage *stage, char *to, size_t size)
 {
     text t = {to, size, 0};
-    text_add(&t, "-w -cl-std=CL1.2");
+    text_add(&t, "-cl-std=CL1.2 -w"); /* PoCL counts warnings on stderr */
     for (int i = 0; i < AXIS_COUNT; i++)
         text_add(&t, " -D%s=%d", clattn__axis_names[i], clattn__plan_axis(choice, stage, (axis)i));
 }

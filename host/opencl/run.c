@@ -567,6 +567,8 @@ clattn_status clattn__device_run(device_plan *plan, const problem *p, const clat
         }
     }
     if (copy || must_copy) status = run_copied(plan, p, args, caller, s);
+    if (status != CLATTN_STATUS_SUCCESS)
+        clFinish(plan->device->queue); /* what was enqueued still reads the caller's memory */
     stretches_free(s);
     return status;
 }

@@ -1,0 +1,12 @@
+/* main() of the Check programs. */
+#include "harness.h"
+
+int main(void)
+{
+    setenv("CK_DEFAULT_TIMEOUT", "0", 0); /* a cold kernel build may outlast Check's four seconds */
+    SRunner *runner = srunner_create(test_suite());
+    srunner_run_all(runner, CK_NORMAL);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

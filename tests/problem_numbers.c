@@ -1,0 +1,239 @@
+#include "problem_numbers.h"
+
+#include <inttypes.h>
+
+static const test_way ways[NUMBERS_WAYS] = {
+    {"host_tile", CLATTN_PATH_HOST, CLATTN_KERNEL_HOST_TILE},
+    {"host_decode", CLATTN_PATH_HOST, CLATTN_KERNEL_HOST_DECODE},
+    {"attn_fwd_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_LANES},
+    {"attn_fwd", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD},
+    {"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+};
+
+uint64_t numbers_next(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+int64_t numbers_below(uint64_t *state, int64_t n) { return (int64_t)(numbers_next(state) % (uint64_t)n); }
+/* "3,0,5" from n numbers that sum to whatever they do */
+static void sequences_text(uint64_t *state, int64_t n, int64_t most, char *to, size_t size)
+{
+    size_t at = 0;
+    for (int64_t i = 0; i < n && at < size; i++)
+        at += (size_t)snprintf(to + at, size - at, "%s%" PRId64, i ? "," : "",
+                               i == n - 1 ? most : numbers_below(state, most + 1));
+}
+
+void numbers_text(const numbers *p, char *to, size_t size)
+{
+    static const char *const dtypes[] = {"f32", "f16", "bf16", "f64"};
+    static const char *const biases[] = {"", "=1,h,q,kv", "=b,1,1,kv", "=1,1,q,1", "=1,1,1,1"};
+    static const char *const masks[] = {"", "=b,1,1,kv", "=1,h,q,1", "=1,1,q,kv", "=1,1,1,1"};
+    static const char *const scales[] = {"", " scale=0", " scale=1", " scale=-0.3", " scale=2.5"};
+    static const char *const caps[] = {"", " softcap=1", " softcap=30", " softcap=0.1"};
+    char shape[400], window[64] = "", offset[64] = "", length[64] = "", bias[64] = "", mask[64] = "", dims[64] = "";
+    const int64_t *n = p->n, batch = n[BATCH] + 1;
+    if (n[VARLEN]) {
+        char q[160], kv[160];
+        uint64_t state = (uint64_t)n[SEED];
+        sequences_text(&state, batch, n[N_Q], q, sizeof q);
+        sequences_text(&state, batch, n[N_KV], kv, sizeof kv);
+        snprintf(shape, sizeof shape, "varlen=%s:%s", q, kv);
+    } else {
+        snprintf(shape, sizeof shape, "b%" PRId64 " q%" PRId64 " kv%" PRId64, batch, n[N_Q], n[N_KV]);
+    }
+    if (n[LEFT] || n[RIGHT]) snprintf(window, sizeof window, " window=%" PRId64 ",%" PRId64, n[LEFT] - 1, n[RIGHT] - 1);
+    if (n[OFFSET] == 1) snprintf(offset, sizeof offset, " offset=per-batch");
+    if (n[OFFSET] > 1) snprintf(offset, sizeof offset, " offset=%" PRId64, n[OFFSET] - 20);
+    if (n[KV_LENGTH] == 1) snprintf(length, sizeof length, " kvlen=per-batch");
+    if (n[KV_LENGTH] > 1) snprintf(length, sizeof length, " kvlen=%" PRId64, n[KV_LENGTH] - 2);
+    if (n[BIAS])
+        snprintf(bias, sizeof bias, " bias%s:%s", *biases[(n[BIAS] - 1) % 5] ? biases[(n[BIAS] - 1) % 5] : "=b,h,q,kv",
+                 dtypes[(n[BIAS] - 1) / 5]);
+    if (n[MASK]) snprintf(mask, sizeof mask, " mask%s", masks[n[MASK] - 1]);
+    if (n[DIM_V]) snprintf(dims, sizeof dims, " dv%" PRId64, n[DIM_V]);
+    snprintf(to, size, "%s hq%" PRId64 " hkv%" PRId64 " d%" PRId64 "%s %s%s%s%s%s%s%s%s%s%s%s%s", dtypes[n[DTYPE]],
+             (n[HEADS_KV] + 1) * (n[GROUP] + 1), n[HEADS_KV] + 1, n[DIM] + 1, dims, shape, window, offset, length,
+             scales[n[SCALE]], caps[n[SOFTCAP]],
+             n[ALIBI] == 1 ? " alibi"
+             : n[ALIBI]    ? " alibi=per-batch"
+                           : "",
+             bias, mask, n[SINKS] ? " sinks" : "",
+             n[DROPOUT] == 1   ? " dropout=0.3:seed=5"
+             : n[DROPOUT] == 2 ? " dropout=0.9:seed=6"
+                               : "",
+             n[BSHD] ? " bshd" : "");
+}
+
+void numbers_print(const numbers *p)
+{
+    char text[700];
+    numbers_text(p, text, sizeof text);
+    printf("%s  [%s, seed %" PRId64 ", data %" PRId64 ", blocks %" PRId64 "x%" PRId64 "%s]  ./random_problems one ",
+           text, ways[p->n[WAY]].name, p->n[SEED], p->n[DATA], p->n[BLOCK_Q], p->n[BLOCK_KV],
+           p->n[BACKWARD] ? ", backward" : "");
+    for (int i = 0; i < FIELDS; i++) printf("%s%" PRId64, i ? "," : "", p->n[i]);
+    printf("\n");
+}
+
+/* ---- one problem */
+
+static void spoil_row(test_data *t, char which, uint64_t *state, double value)
+{
+    const clattn_problem *p = &t->p;
+    const int64_t rows = p->varlen ? p->total_kv : p->n_kv;
+    if (!rows) return;
+    test_set_row(t, which, p->varlen ? 0 : numbers_below(state, p->batch), numbers_below(state, p->n_heads_kv),
+                 numbers_below(state, rows), value);
+}
+
+/* Numbers as real data has them at its worst. */
+static void spoil(test_data *t, int64_t kind, uint64_t seed)
+{
+    const clattn_problem *p = &t->p;
+    uint64_t state = seed * 3 + 1;
+    switch (kind) {
+    case 1: spoil_row(t, 'v', &state, (double)NAN); break;
+    case 2: spoil_row(t, 'k', &state, (double)NAN); break;
+    case 3: /* a prob that is 0 in f32 alone would make it a NaN there alone */
+        if (!p->alibi && p->scale == CLATTN_SCALE_AUTO) spoil_row(t, 'v', &state, (double)INFINITY);
+        break;
+    case 4: spoil_row(t, 'k', &state, 0); break;
+    case 5: /* nobody sees anything, mostly */
+        for (int64_t i = 0; t->mask && p->n_q && p->n_kv &&
+                            i <= test_beside(p->mask.strides, p->batch - 1, p->n_heads_q - 1, p->n_q - 1, p->n_kv - 1);
+             i++)
+            t->mask[i] = numbers_below(&state, 8) == 0;
+        break;
+    case 6:
+        for (int i = 0; i < 4; i++) spoil_row(t, 'v', &state, (double)NAN);
+        break;
+    case 7:
+        for (int64_t h = 0; t->sinks && h < p->n_heads_q; h++) t->sinks[h] = h % 2 ? -INFINITY : 40;
+        break;
+    default: break;
+    }
+}
+
+static clattn_buffer gradient_make(size_t bytes)
+{
+    void *at = malloc(bytes + 8);
+    ck_assert_ptr_nonnull(at);
+    memset(at, 0xff, bytes + 8);
+    return clattn_host_buffer(at);
+}
+
+/* Each gradient, dense and f32 or f64, may be off by this share of its largest value, or of 1. What it subtracts, dP and delta,
+ * are sums of head_dim_v products; a prob's relative error is its score's error, which grows with the scores. */
+static void compare_gradient(const char *name, const char *text, const clattn_buffer *got, const double *want, size_t n,
+                             bool is_double, double share)
+{
+    double largest = 1;
+    for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i]));
+    for (size_t i = 0; i < n; i++) {
+        const double x = is_double ? ((const double *)got->host)[i] : (double)((const float *)got->host)[i];
+        ck_assert_msg(fabs(x - want[i]) <= share * largest, "%s: %s[%zu] is %.9g, not %.9g", text, name, i, x, want[i]);
+    }
+    const unsigned char *end = (const unsigned char *)got->host + n * (is_double ? 8 : 4);
+    for (int i = 0; i < 8; i++) ck_assert_msg(end[i] == 0xff, "%s: %s was written past its end", text, name);
+}
+
+/* dO: numbers in -1..1. */
+static void check_backward(test_data *t, const char *text)
+{
+    const clattn_problem *p = &t->p;
+    const bool is_double = p->dtype == CLATTN_DTYPE_F64;
+    if ((p->dtype != CLATTN_DTYPE_F32 && !is_double) || p->q.head || p->varlen) return; /* dense */
+    const size_t real = is_double ? 8 : 4;
+    const size_t n[4] = {(size_t)(p->batch * p->n_heads_q * p->n_q * p->head_dim_qk),
+                         (size_t)(p->batch * p->n_heads_kv * p->n_kv * p->head_dim_qk),
+                         (size_t)(p->batch * p->n_heads_kv * p->n_kv * p->head_dim_v),
+                         p->sinks ? (size_t)p->n_heads_q : 0};
+    const double scale = p->scale == CLATTN_SCALE_AUTO ? 1 / sqrt((double)p->head_dim_qk) : fabs(p->scale);
+    const double share = (is_double ? 2e-6 : 1e-5) * fmax(1, sqrt((double)p->head_dim_v) / 8) *
+                         fmax(1, scale * sqrt((double)p->head_dim_qk));
+    double *want[4];
+    clattn_backward_args args;
+    clattn_backward_args_init(&args);
+    args.forward = test_args(t);
+    const size_t o_bytes = (size_t)(p->batch * p->n_heads_q * p->n_q * p->head_dim_v) * real;
+    args.d_o = gradient_make(o_bytes);
+    uint64_t state = 23;
+    for (size_t i = 0; i < o_bytes / real; i++) {
+        const double x = (double)numbers_below(&state, 2001) / 1000 - 1;
+        if (is_double)
+            ((double *)args.d_o.host)[i] = x;
+        else
+            ((float *)args.d_o.host)[i] = (float)x;
+    }
+    const clattn_reference_gradients reference = {want[0] = calloc(n[0] + 1, 8),
+                                                  want[1] = calloc(n[1] + 1, 8),
+                                                  want[2] = calloc(n[2] + 1, 8),
+                                                  NULL,
+                                                  NULL,
+                                                  n[3] ? (want[3] = calloc(n[3] + 1, 8)) : (want[3] = NULL)};
+    test_ok(clattn_reference_backward(p, &args, &reference));
+    args.dq = gradient_make(n[0] * real);
+    args.dk = gradient_make(n[1] * real);
+    args.dv = gradient_make(n[2] * real);
+    if (n[3]) args.dsinks = gradient_make(n[3] * 4);
+    clattn_plan_options options;
+    clattn_plan_options_init(&options);
+    options.pass = CLATTN_PASS_BACKWARD;
+    options.n_threads = p->n_q % 3 ? 0 : 1000000; /* more than there is work for */
+    clattn_plan *plan;
+    test_ok(clattn_plan_create(test_host_context(), p, &options, &plan));
+    test_ok(clattn_backward(plan, &args));
+    clattn_plan_release(plan);
+    compare_gradient("dq", text, &args.dq, want[0], n[0], is_double, share);
+    compare_gradient("dk", text, &args.dk, want[1], n[1], is_double, share);
+    compare_gradient("dv", text, &args.dv, want[2], n[2], is_double, share);
+    if (n[3]) compare_gradient("dsinks", text, &args.dsinks, want[3], n[3], false, share);
+    for (int i = 0; i < 4; i++) free(want[i]);
+    free(args.d_o.host);
+    free(args.dq.host);
+    free(args.dk.host);
+    free(args.dv.host);
+    free(args.dsinks.host);
+}
+
+void numbers_run(const numbers *n)
+{
+    char text[700];
+    numbers_text(n, text, sizeof text);
+    clattn_problem p;
+    test_ok(clattn_problem_from_text(text, &p));
+    if (n->n[SEED] % 5 == 4 && !p.varlen) /* LSE with a gap after each number */
+        p.lse = (clattn_strides){2 * p.n_heads_q * p.n_q, 2 * p.n_q, 2};
+    test_data *t = test_data_make(&p, (uint64_t)n->n[SEED]);
+    test_ok(clattn_problem_text_args(text, &t->dropout_seed, t->cu_seqlens_q, t->cu_seqlens_kv));
+    const test_way *way = &ways[n->n[WAY]];
+    uint64_t state = (uint64_t)n->n[SEED] + 17;
+    for (int64_t b = 0; b < t->p.batch; b++) {
+        if (t->kv_lengths) t->kv_lengths[b] = numbers_below(&state, t->p.n_kv + 1);
+        if (t->query_offsets) t->query_offsets[b] = numbers_below(&state, t->p.n_kv + 9) - 4;
+    }
+    spoil(t, n->n[DATA], (uint64_t)n->n[SEED]);
+    test_reference(t);
+    clattn_context *context = way->path == CLATTN_PATH_HOST ? test_host_context() : test_context();
+    clattn_plan_options options;
+    clattn_plan *plan;
+    clattn_plan_options_init(&options);
+    options.path = way->path;
+    options.kernel = way->kernel;
+    options.block_q = n->n[BLOCK_Q];
+    options.block_kv = n->n[BLOCK_KV];
+    const clattn_status status = clattn_plan_create(context, &t->p, &options, &plan);
+    if (status != CLATTN_STATUS_UNSUPPORTED) { /* which a kernel may say of a shape */
+        test_ok(status);
+        test_forward(t, plan);
+        clattn_plan_release(plan);
+        test_compare(t, way->name);
+        if (n->n[BACKWARD]) check_backward(t, text);
+    }
+    test_data_free(t);
+}

@@ -1,0 +1,133 @@
+/* Each variant of each forward kernel on two shapes, every buffer the layer's own: for Oclgrind, which sees races, reads of
+ * nothing and overruns, and for the guard pages of the fault layer. And kernels with planted mistakes: which one,
+ * CLATTN_TEST_PLANTED says. */
+#include "harness.h"
+
+#include <clattn/opencl.h>
+
+/* Small: Oclgrind takes microseconds for a multiply-add. Two query tiles or more, two kv blocks or more, odd sizes. */
+static const char *const shapes[] = {"b1 hq2 hkv1 q19 kv37", "b2 hq1 hkv1 q33 kv18"};
+static const char *const variants[] = {
+    "f32 d6",
+    "f32 d20 dv9 window=7,2",
+    "f32 d16 causal offset=3 kvlen=17",
+    "f32 d7 softcap=3 alibi",
+    "f32 d8 bias=1,h,q,kv:f16",
+    "f32 d8 bias=b,1,1,kv:bf16 mask=1,1,q,1",
+    "f32 d8 mask=b,1,q,kv sinks",
+    "f32 d8 causal mask=1,1,1,kv dropout=0.3:seed=4",
+    "f32 d33 sinks offset=per-batch kvlen=per-batch",
+    "f16 d18",
+    "f16 d8 causal mask=b,h,q,kv alibi",
+    "bf16 d18 dv5",
+    "bf16 d8 window=3,3 bias dropout=0.2 sinks",
+    "f64 d6 causal",
+    "f64 d9 softcap=2 alibi bias mask sinks",
+};
+static const char *const packed[] = {"f32 hq2 hkv1 d8 varlen=19,0,7:21,5,3 causal",
+                                     "f16 hq2 hkv2 d9 varlen=3,20:0,37 mask sinks"};
+static const clattn_kernel kernels[] = {CLATTN_KERNEL_ATTN_FWD_LANES, CLATTN_KERNEL_ATTN_FWD,
+                                        CLATTN_KERNEL_ATTN_DECODE_LANES};
+enum {
+    SHAPES = 2,
+    VARIANTS = sizeof variants / sizeof variants[0],
+    PACKED = 2,
+    TEXTS = SHAPES * VARIANTS + PACKED,
+    KERNELS = 3
+};
+
+static clattn_context *copying_context(void)
+{
+    static clattn_context *context;
+    clattn_context_options options;
+    test_context_options(&options);
+    options.copy_transfers = 1;
+    if (!context) test_ok(clattn_context_create(&options, &context));
+    return context;
+}
+
+START_TEST(variant)
+{
+    char text[256];
+    const int which = _i % TEXTS;
+    if (which < SHAPES * VARIANTS)
+        snprintf(text, sizeof text, "%s %s", variants[which / SHAPES], shapes[which % SHAPES]);
+    else
+        snprintf(text, sizeof text, "%s", packed[which - SHAPES * VARIANTS]);
+    test_data *t = test_data_from_text(text, (uint64_t)_i);
+    for (int64_t b = 0; b < t->p.batch; b++) {
+        if (t->kv_lengths) t->kv_lengths[b] = t->p.n_kv - 5 * b - 1;
+        if (t->query_offsets) t->query_offsets[b] = 4 * b - 2;
+    }
+    clattn_plan_options options;
+    clattn_plan_options_init(&options);
+    options.path = CLATTN_PATH_DEVICE;
+    options.kernel = kernels[_i / TEXTS];
+    options.block_q = options.block_kv = 16;
+    clattn_plan *plan;
+    test_ok(clattn_plan_create(copying_context(), &t->p, &options, &plan));
+    test_forward(t, plan);
+    clattn_plan_release(plan);
+    clattn_device_info info;
+    ck_assert(test_device_info(&info));
+    /* Oclgrind's half arithmetic gives zeros. */
+    const bool has_half = t->p.dtype == CLATTN_DTYPE_F16 || t->p.bias.dtype == CLATTN_DTYPE_F16;
+    if (!has_half || strcmp(info.platform, "Oclgrind")) {
+        test_reference(t);
+        test_compare(t, clattn_kernel_name(options.kernel));
+    }
+    test_data_free(t);
+}
+END_TEST
+
+/* ---- kernels with a mistake each */
+
+static const char *const mistakes[][2] = {
+    {"race", "__kernel void k(__global int *x) { __local int a[8]; const int i = get_local_id(0); a[i] = 0;"
+             " barrier(CLK_LOCAL_MEM_FENCE); a[(i + 1) % 8] = i; x[i] = a[i]; }"},
+    {"local", "__kernel void k(__global int *x) { __local int a[8]; const int i = get_local_id(0); a[i] = i;"
+              " barrier(CLK_LOCAL_MEM_FENCE); x[i] = a[i + 1]; }"},
+    {"global", "__kernel void k(__global int *x) { const int i = get_local_id(0); x[i] = x[i + 8]; }"},
+    {"uninitialised", "__kernel void k(__global int *x) { __local int a[8]; const int i = get_local_id(0);"
+                      " if (i == 0) a[0] = 1; barrier(CLK_LOCAL_MEM_FENCE); if (a[i] > 0) x[i] = 3; }"},
+};
+enum { MISTAKES = 4 };
+
+START_TEST(planted)
+{
+    const char *name = getenv("CLATTN_TEST_PLANTED"), *source = NULL;
+    cl_device_id id;
+    cl_context cl;
+    cl_int code;
+    for (int i = 0; name && i < MISTAKES; i++)
+        if (!strcmp(name, mistakes[i][0])) source = mistakes[i][1];
+    if (!source) return;
+    test_ok(clattn_context_get_cl(test_context(), &cl, &id));
+    const int zeros[8] = {0};
+    cl_command_queue queue = clCreateCommandQueue(cl, id, 0, &code);
+    cl_mem mem = clCreateBuffer(cl, CL_MEM_COPY_HOST_PTR, sizeof zeros, (void *)(uintptr_t)zeros, &code);
+    cl_program program = clCreateProgramWithSource(cl, 1, &source, NULL, &code);
+    ck_assert_int_eq(clBuildProgram(program, 1, &id, NULL, NULL, NULL), CL_SUCCESS);
+    cl_kernel kernel = clCreateKernel(program, "k", &code);
+    const size_t eight = 8;
+    ck_assert_int_eq(clSetKernelArg(kernel, 0, sizeof mem, &mem), CL_SUCCESS);
+    ck_assert_int_eq(clEnqueueNDRangeKernel(queue, kernel, 1, NULL, &eight, &eight, 0, NULL, NULL), CL_SUCCESS);
+    ck_assert_int_eq(clFinish(queue), CL_SUCCESS);
+    clReleaseKernel(kernel);
+    clReleaseProgram(program);
+    clReleaseMemObject(mem);
+    clReleaseCommandQueue(queue);
+}
+END_TEST
+
+Suite *test_suite(void)
+{
+    Suite *suite = suite_create("kernels");
+    TCase *all[KERNELS];
+    for (int k = 0; k < KERNELS; k++) {
+        all[k] = test_case(suite, clattn_kernel_name(kernels[k]));
+        tcase_add_loop_test(all[k], variant, k * TEXTS, (k + 1) * TEXTS);
+    }
+    tcase_add_test(test_case(suite, "planted"), planted);
+    return suite;
+}
