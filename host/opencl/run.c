@@ -158,6 +158,16 @@ static void release_when_done(cl_event event)
     if (event && clSetEventCallback(event, CL_COMPLETE, release_event, NULL) != CL_SUCCESS) clReleaseEvent(event);
 }
 
+/* A failure after kernels were enqueued is no want of memory, which promises that nothing was. */
+static clattn_status late(clattn_status status)
+{
+    if (status != CLATTN_STATUS_OUT_OF_HOST_MEMORY && status != CLATTN_STATUS_OUT_OF_DEVICE_MEMORY) return status;
+    error_state error;
+    clattn__error_save(&error);
+    return clattn__fail(CLATTN_STATUS_OPENCL_ERROR, error.cl_error, "after a kernel was enqueued: %.900s",
+                        error.message);
+}
+
 /* One stage over work-groups [first, end), in as many launches as that takes, each after the one before. is_last: of the
  * call. */
 static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end, bool is_last)
@@ -178,6 +188,7 @@ static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end
                                                        is_last && left <= GROUPS_MAX ? c->event : &done);
             if (code != CL_SUCCESS) status = clattn__cl_fail("clEnqueueNDRangeKernel", code);
         }
+        if (c->before) status = late(status);
         pthread_mutex_unlock(&k->lock);
         release_when_done(c->before);
         c->before = done;
@@ -456,15 +467,6 @@ static clattn_status launch(device_plan *plan, const problem *p, const clattn_fo
     const clattn_status status = clattn__launch(plan, p, plan->device->queue, &b, 0, NULL, done);
     if (b.workspace) clReleaseMemObject(b.workspace);
     return status;
-}
-
-/* A failure after outputs were written is no want of memory, which promises that nothing was. */
-static clattn_status late(clattn_status status)
-{
-    if (status != CLATTN_STATUS_OUT_OF_HOST_MEMORY && status != CLATTN_STATUS_OUT_OF_DEVICE_MEMORY) return status;
-    error_state error;
-    clattn__error_save(&error);
-    return clattn__fail(CLATTN_STATUS_OPENCL_ERROR, error.cl_error, "after the kernel ran: %.900s", error.message);
 }
 
 static clattn_status run_in_place(device_plan *plan, const problem *p, const clattn_forward_args *args,
