@@ -32,7 +32,7 @@ if(TARGET clattn) # find_package's clattn::clattn is the shared library, where t
   add_test(NAME package COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/package/run.sh ${PROJECT_BINARY_DIR} ${PROJECT_SOURCE_DIR}
                                 ${CMAKE_COMMAND} ${CMAKE_C_COMPILER} $<BOOL:${CLATTN_OPENCL}>)
 endif()
-clattn_add_check(test_features 1698)
+clattn_add_check(test_features 1704)
 
 # The C in the README is the examples'.
 add_test(NAME readme COMMAND ${CMAKE_COMMAND} -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/readme.cmake)

@@ -59,6 +59,8 @@ static const named broke_others[] = {
     {"sinks without keys", "f32 b1 hq4 hkv4 q7 kv0 d64 sinks"},
     {"softcap before the mask", "f32 b1 hq2 hkv2 q64 kv64 d64 causal softcap=1 mask=1,h,q,kv"},
     {"ALiBi far from the start", "f32 b1 hq2 hkv2 q20 kv600 d64 alibi causal offset=580"},
+    {"windows whose edges are at odd keys", "f32 b1 hq1 hkv1 q640 kv640 d64 window=77,45 offset=-3"},
+    {"a tile whose first rows see nothing", "f32 b1 hq1 hkv1 q640 kv640 d64 window=-1,5 offset=-301"},
     {"per-batch slopes", "f32 b2 hq3 hkv3 q20 kv40 d64 alibi=per-batch"},
     {"everything",
      "f32 hq4 hkv2 d64 dv40 varlen=3,5,0,17:30,5,0,90 causal offset=12 window=40,0 softcap=3 alibi bias=b,h,q,kv:f16 "
