@@ -177,7 +177,10 @@ static clattn_plan_options plan_options(const world *w)
     clattn_plan_options options;
     clattn_plan_options_init(&options);
     options.kernel = w->s->kernel;
-    options.pass = w->s->kernel == CLATTN_KERNEL_HOST_BACKWARD ? CLATTN_PASS_BACKWARD : CLATTN_PASS_FORWARD;
+    options.pass = w->s->kernel == CLATTN_KERNEL_HOST_BACKWARD || w->s->kernel == CLATTN_KERNEL_ATTN_BWD_LANES ||
+                           w->s->kernel == CLATTN_KERNEL_ATTN_BWD
+                       ? CLATTN_PASS_BACKWARD
+                       : CLATTN_PASS_FORWARD;
     return options;
 }
 
@@ -689,50 +692,96 @@ static size_t bytes_beside(const clattn_problem *p, clattn_score_strides s, size
     return size * (size_t)(test_beside(s, p->batch - 1, p->n_heads_q - 1, p->n_q - 1, p->n_kv - 1) + 1);
 }
 
-static void make_enqueue(world *w)
+/* A host buffer of the args becomes a cl_mem. */
+static void input_to_cl(world *w, clattn_buffer *buffer, size_t bytes)
 {
-    cl_int code;
+    if (!bytes) return;
+    w->inputs[w->n_inputs] = buffer_of(w, bytes, buffer->host);
+    *buffer = clattn_cl_buffer(w->inputs[w->n_inputs++], 0);
+}
+
+static void inputs_to_cl(world *w, clattn_forward_args *a)
+{
+    const clattn_problem *p = &w->t->p;
+    const size_t size = clattn_dtype_size(p->dtype);
+    input_to_cl(w, &a->q, elements_of(p, 'q') * size);
+    input_to_cl(w, &a->k, elements_of(p, 'k') * size);
+    input_to_cl(w, &a->v, elements_of(p, 'v') * size);
+    input_to_cl(w, &a->bias, p->bias.dtype ? bytes_beside(p, p->bias.strides, clattn_dtype_size(p->bias.dtype)) : 0);
+    input_to_cl(w, &a->mask, p->mask.boolean ? bytes_beside(p, p->mask.strides, 1) : 0);
+    input_to_cl(w, &a->alibi_slopes, p->alibi ? (size_t)p->n_heads_q * sizeof(float) : 0);
+    input_to_cl(w, &a->sinks, p->sinks ? (size_t)p->n_heads_q * sizeof(float) : 0);
+    input_to_cl(w, &a->kv_lengths, p->kv_length_per_batch ? (size_t)p->batch * sizeof(int64_t) : 0);
+    input_to_cl(w, &a->query_offsets, p->query_offset_per_batch ? (size_t)p->batch * sizeof(int64_t) : 0);
+}
+
+static void make_on_cl(world *w)
+{
+    const clattn_plan_options options = plan_options(w);
     make_cl(w);
     test_ok(clattn_context_create_from_cl(w->cl, w->device, NULL, &w->context));
     make_data(w);
-    const clattn_plan_options options = plan_options(w);
     test_ok(clattn_plan_create(w->context, &w->t->p, &options, &w->plan));
-    const clattn_problem *p = &w->t->p;
-    const size_t size = clattn_dtype_size(p->dtype);
-    clattn_forward_args *a = &w->args;
-    const struct {
-        clattn_buffer *buffer;
-        size_t bytes;
-    } in[] = {{&a->q, elements_of(p, 'q') * size},
-              {&a->k, elements_of(p, 'k') * size},
-              {&a->v, elements_of(p, 'v') * size},
-              {&a->bias, p->bias.dtype ? bytes_beside(p, p->bias.strides, clattn_dtype_size(p->bias.dtype)) : 0},
-              {&a->mask, p->mask.boolean ? bytes_beside(p, p->mask.strides, 1) : 0},
-              {&a->alibi_slopes, p->alibi ? (size_t)p->n_heads_q * sizeof(float) : 0},
-              {&a->sinks, p->sinks ? (size_t)p->n_heads_q * sizeof(float) : 0},
-              {&a->kv_lengths, p->kv_length_per_batch ? (size_t)p->batch * sizeof(int64_t) : 0},
-              {&a->query_offsets, p->query_offset_per_batch ? (size_t)p->batch * sizeof(int64_t) : 0}};
-    for (size_t i = 0; i < sizeof in / sizeof in[0]; i++) {
-        if (!in[i].bytes) continue;
-        w->inputs[w->n_inputs] = buffer_of(w, in[i].bytes, in[i].buffer->host);
-        *in[i].buffer = clattn_cl_buffer(w->inputs[w->n_inputs++], 0);
-    }
-    w->outputs[0].end =
-        w->outputs[0].first + elements_of(p, 'q') / (size_t)p->head_dim_qk * (size_t)p->head_dim_v * size;
-    w->outputs[1].end = w->outputs[1].first + elements_of(p, 'q') / (size_t)p->head_dim_qk * sizeof(float);
-    for (int i = 0; i < 2; i++) w->outputs[i].mem = buffer_of(w, w->outputs[i].end - w->outputs[i].first, NULL);
-    a->o = clattn_cl_buffer(w->outputs[0].mem, 0);
-    a->lse = clattn_cl_buffer(w->outputs[1].mem, 0);
-    const size_t workspace = clattn_plan_workspace_size(w->plan);
-    if (workspace) a->workspace = clattn_cl_buffer(w->workspace = buffer_of(w, workspace, NULL), 0);
+}
+
+static void make_workspace_and_wait(world *w, clattn_buffer *workspace)
+{
+    cl_int code;
+    const size_t bytes = clattn_plan_workspace_size(w->plan);
+    if (bytes) *workspace = clattn_cl_buffer(w->workspace = buffer_of(w, bytes, NULL), 0);
     w->wait = clCreateUserEvent(w->cl, &code);
     ck_assert_int_eq(code, CL_SUCCESS);
     ck_assert_int_eq(clSetUserEventStatus(w->wait, CL_COMPLETE), CL_SUCCESS);
 }
 
+static void make_enqueue(world *w)
+{
+    make_on_cl(w);
+    const clattn_problem *p = &w->t->p;
+    const size_t rows = elements_of(p, 'q') / (size_t)p->head_dim_qk, size = clattn_dtype_size(p->dtype);
+    inputs_to_cl(w, &w->args);
+    w->outputs[0].end = w->outputs[0].first + rows * (size_t)p->head_dim_v * size;
+    w->outputs[1].end = w->outputs[1].first + rows * sizeof(float);
+    for (int i = 0; i < 2; i++) w->outputs[i].mem = buffer_of(w, w->outputs[i].end - w->outputs[i].first, NULL);
+    w->args.o = clattn_cl_buffer(w->outputs[0].mem, 0);
+    w->args.lse = clattn_cl_buffer(w->outputs[1].mem, 0);
+    make_workspace_and_wait(w, &w->args.workspace);
+}
+
+static void make_enqueue_backward(world *w)
+{
+    make_on_cl(w);
+    const clattn_problem *p = &w->t->p;
+    const size_t rows = elements_of(p, 'q') / (size_t)p->head_dim_qk, size = clattn_dtype_size(p->dtype);
+    clattn_plan *forward;
+    test_ok(clattn_plan_create(w->context, p, NULL, &forward));
+    test_ok(clattn_forward(forward, &w->args));
+    clattn_plan_release(forward);
+    clattn_backward_args *b = &w->backward;
+    clattn_backward_args_init(b);
+    b->forward = w->args;
+    b->d_o = clattn_host_buffer(w->t->q); /* any numbers; head_dim_v is head_dim_qk */
+    make_gradients(w, size);
+    inputs_to_cl(w, &b->forward);
+    input_to_cl(w, &b->forward.o, rows * (size_t)p->head_dim_v * size);
+    input_to_cl(w, &b->forward.lse, rows * sizeof(float));
+    input_to_cl(w, &b->d_o, rows * (size_t)p->head_dim_v * size);
+    clattn_buffer *const to[] = {&b->dq, &b->dk, &b->dv, &b->dbias, &b->dalibi_slopes, &b->dsinks};
+    for (int i = 0; i < 6; i++) {
+        const size_t bytes = w->outputs[i].end - w->outputs[i].first;
+        if (bytes) *to[i] = clattn_cl_buffer(w->outputs[i].mem = buffer_of(w, bytes, NULL), 0);
+    }
+    make_workspace_and_wait(w, &b->workspace);
+}
+
 static clattn_status call_enqueue(world *w)
 {
     return clattn_enqueue_forward(w->plan, w->queue, &w->args, 1, &w->wait, &w->event);
+}
+
+static clattn_status call_enqueue_backward(world *w)
+{
+    return clattn_enqueue_backward(w->plan, w->queue, &w->backward, 1, &w->wait, &w->event);
 }
 
 /* ---- subjects with a planted mistake */
@@ -807,6 +856,8 @@ static clattn_status call_planted_allocation(world *w)
 #define HOST CLATTN_KERNEL_HOST_TILE
 #define HOST_FEW CLATTN_KERNEL_HOST_DECODE
 #define BACKWARD CLATTN_KERNEL_HOST_BACKWARD
+#define BWD_LANES CLATTN_KERNEL_ATTN_BWD_LANES
+#define BWD_LOCAL CLATTN_KERNEL_ATTN_BWD
 
 /* clang-format off */
 static const subject subjects[] = {
@@ -835,6 +886,12 @@ static const subject subjects[] = {
     {"enqueue_forward",          PER_BATCH,  LANES,    0,    make_enqueue,        NULL,                call_enqueue,            NULL,         NULL,      BOTH},
     {"enqueue_forward",          EVERYTHING, LOCAL,    0,    make_enqueue,        NULL,                call_enqueue,            NULL,         NULL,      BOTH},
     {"enqueue_forward",          FEW,        DECODE,   0,    make_enqueue,        NULL,                call_enqueue,            NULL,         without_callback, BOTH},
+    {"plan_create, gradients",   EVERYTHING, BWD_LANES, 0,   make_for_plan,       before_plan,         call_plan,               undo_context, without_callback, BOTH},
+    {"plan_create, gradients",   LONG,       BWD_LOCAL, 0,   make_for_plan,       before_plan,         call_plan,               undo_context, plan_says, BOTH},
+    {"backward in place",        EVERYTHING, BWD_LANES, 0,   make_backward,       NULL,                call_backward,           NULL,         without_callback, BOTH},
+    {"backward copied",          EVERYTHING, BWD_LANES, 1,   make_backward,       NULL,                call_backward,           NULL,         without_callback, BOTH},
+    {"backward in place",        EVERYTHING, BWD_LOCAL, 0,   make_backward,       NULL,                call_backward,           NULL,         without_callback, BOTH},
+    {"enqueue_backward",         EVERYTHING, BWD_LANES, 0,   make_enqueue_backward, NULL,              call_enqueue_backward,   NULL,         without_callback, BOTH},
     {"attention",                LONG,       AUTO,     0,    make_for_attention,  NULL,                attend,                  NULL,         NULL,      BOTH},
     {"attention, the first",     LONG,       AUTO,     0,    make_with_reference, before_attention,    attend,                  undo_context, another_way,   BOTH},
     {"attention on the host",    LONG,       HOST,     0,    make_with_reference, before_attention,    attend,                  undo_context, another_way,   BOTH},
