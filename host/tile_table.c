@@ -1,6 +1,7 @@
-/* Which tiles attn_fwd tries, best first. A head dimension uses the rows of the smallest class that holds it, then
- * those of the class that holds any. From sizes that compile for sm_90 without a spill (168 registers at d = 64) down
- * to what 16 KiB of local memory and 64 work-items allow; the last row of a type is for devices that allow neither. */
+/* Which tiles attn_fwd tries, best first, and attn_bwd further down. A head dimension uses the rows of the smallest class
+ * that holds it, then those of the class that holds any. From sizes that compile for sm_90 without a spill (182 registers
+ * at d = 64, 238 at 128) down to what 16 KiB of local memory and 64 work-items allow; the last row of a type is for devices
+ * that allow neither. */
 #include "tile_table.h"
 
 #include <limits.h>
@@ -92,20 +93,20 @@ static int set_blocks(clattn__tile *t, int block_q, int block_kv, int64_t max_wg
 }
 
 /* Narrower slices where wide ones would stage many columns that the head does not have. */
-static void trim_slice(clattn__tile *t, int64_t head_dim_qk)
+static void trim_slice(clattn__tile *t, int64_t head_dim)
 {
     while (t->d_slice > 4 && t->d_slice % 8 == 0 &&
-           8 * (round_up(head_dim_qk, t->d_slice) - round_up(head_dim_qk, t->d_slice / 2)) >= head_dim_qk)
+           8 * (round_up(head_dim, t->d_slice) - round_up(head_dim, t->d_slice / 2)) >= head_dim)
         t->d_slice /= 2;
 }
 
-/* The class of rows that serves this head dimension first. */
-static int class_of(int64_t head_dim, int real_size)
+/* The class of rows of a table that serves this head dimension first. */
+static int class_of(const clattn__tile *table, int n, int64_t head_dim, int real_size)
 {
     int least = ANY_DIM;
-    for (int i = 0; i < N_TILES; i++)
-        if (tiles[i].real_size == real_size && tiles[i].head_dim_max >= head_dim && tiles[i].head_dim_max < least)
-            least = tiles[i].head_dim_max;
+    for (int i = 0; i < n; i++)
+        if (table[i].real_size == real_size && table[i].head_dim_max >= head_dim && table[i].head_dim_max < least)
+            least = table[i].head_dim_max;
     return least;
 }
 
@@ -120,7 +121,7 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
     const int64_t head_dim = max_of(head_dim_qk, head_dim_v);
     if (head_dim_qk < 1 || head_dim_v < 1 || head_dim > (1 << 20)) /* past that no local memory holds a row of V */
         return NULL;
-    const int first_class = class_of(head_dim, real_size);
+    const int first_class = class_of(tiles, N_TILES, head_dim, real_size);
     int64_t bq = legal_block(block_q), bkv = legal_block(block_kv);
     for (;;) {
         for (int i = 0; i < N_TILES; i++) {
@@ -142,20 +143,32 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
 
 /* ---- attn_bwd and attn_bwd_dq */
 
+/* Chosen as above. The registers are those of attn_bwd and attn_bwd_dq compiled for sm_90 with a band, f32 and f16;
+ * none spills. */
 /* clang-format off */
 static const clattn__tile backward_tiles[] = {
-    /* up to     real  BLOCK_Q BLOCK_KV  WG_SIZE WG_COLS  D_SLICE V_SLICE  Q_RESIDENT */
-    { ANY_DIM,   4,    64,     64,       256,    16,      32,     32,      0 },
-    { ANY_DIM,   4,    32,     32,       64,     8,       32,     16,      0 },
-    { ANY_DIM,   4,    32,     32,       64,     8,       16,     8,       0 },
-    { ANY_DIM,   4,    16,     16,       16,     4,       8,      4,       0 },
-    { ANY_DIM,   8,    32,     32,       64,     8,       16,     16,      0 },
-    { ANY_DIM,   8,    16,     16,       16,     4,       8,      4,       0 },
+    /* up to     real  BLOCK_Q BLOCK_KV  WG_SIZE WG_COLS  D_SLICE V_SLICE  Q_RESIDENT     KiB; registers f32, f16 */
+    { 64,        4,    64,     64,       256,    16,      32,     64,      0 },        /* 35;   128 120, 128 127 */
+    { 64,        4,    64,     64,       256,    16,      16,     32,      0 },        /* 27;   161 128, 128 128 */
+    { 64,        4,    32,     32,       64,     8,       32,     32,      0 },        /* 13.5; 255 163, 255 168 */
+    { 128,       4,    64,     64,       256,    16,      32,     32,      0 },        /* 35;   255 130, 245 168 */
+    { 128,       4,    64,     64,       256,    16,      16,     16,      0 },        /* 27 */
+    { ANY_DIM,   4,    64,     64,       256,    16,      32,     16,      0 },        /* 35;   255 168, 255 168 */
+    { ANY_DIM,   4,    64,     64,       256,    16,      16,     8,       0 },        /* 27 */
+    { ANY_DIM,   4,    32,     32,       64,     8,       32,     16,      0 },        /* 13.5; 255 167, 255 176 */
+    { ANY_DIM,   4,    16,     16,       16,     4,       8,      4,       0 },        /* 2.8 */
+    { 64,        8,    32,     32,       64,     8,       16,     32,      0 },        /* 25 */
+    { 128,       8,    32,     32,       128,    16,      16,     16,      0 },        /* 25 */
+    { ANY_DIM,   8,    32,     32,       256,    32,      16,     8,       0 },        /* 25 */
+    { ANY_DIM,   8,    32,     32,       64,     8,       16,     16,      0 },        /* 19 */
+    { ANY_DIM,   8,    32,     32,       64,     8,       8,      8,       0 },        /* 15 */
+    { ANY_DIM,   8,    16,     16,       16,     4,       8,      4,       0 },        /* 5.5 */
 };
 /* clang-format on */
+#define N_BACKWARD_TILES ((int)(sizeof backward_tiles / sizeof backward_tiles[0]))
 
-/* As cl/tile_backward.clh has it. */
-static int64_t backward_columns(const clattn__tile *t, int64_t head_dim)
+/* GRAD_COLUMNS of cl/attn_bwd.cl, which has more than attn_bwd_dq. */
+static int64_t grad_columns(const clattn__tile *t, int64_t head_dim)
 {
     const int64_t tile_m = t->block_q / (t->wg_size / t->wg_cols), vectors = t->real_size == 8 ? 8 : 16;
     const int64_t most = 4 * t->wg_cols * max_of(vectors / tile_m, 1);
@@ -164,17 +177,24 @@ static int64_t backward_columns(const clattn__tile *t, int64_t head_dim)
 
 int64_t clattn__tile_backward_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v)
 {
-    return clattn__tile_local_bytes(t, head_dim_qk, backward_columns(t, max_of(head_dim_qk, head_dim_v)));
+    const int64_t slices = (int64_t)(t->block_q + t->block_kv) * pitch4(t->d_slice);
+    const int64_t columns = grad_columns(t, max_of(head_dim_qk, head_dim_v));
+    const int64_t rows = t->v_slice * (round_up(columns, 4 * (int64_t)t->wg_cols) / 4);
+    return 4 * (int64_t)t->real_size * (max_of(slices, rows) + t->block_q * pitch4(t->block_kv));
 }
 
 const clattn__tile *clattn__tile_pick_backward(int64_t head_dim_qk, int64_t head_dim_v, int real_size,
                                                int64_t local_bytes, int64_t max_wg, int64_t block, int skip,
                                                clattn__tile *out)
 {
-    for (size_t i = 0; i < sizeof backward_tiles / sizeof *backward_tiles; i++) {
+    const int64_t head_dim = max_of(head_dim_qk, head_dim_v);
+    if (head_dim_qk < 1 || head_dim_v < 1) return NULL;
+    const int first_class = class_of(backward_tiles, N_BACKWARD_TILES, head_dim, real_size);
+    for (int i = 0; i < N_BACKWARD_TILES; i++) {
         clattn__tile t = backward_tiles[i];
-        if (t.real_size != real_size || (block && t.block_q > round_up(block, BLOCK_STEP))) continue;
-        trim_slice(&t, head_dim_qk);
+        if (t.real_size != real_size || (t.head_dim_max != first_class && t.head_dim_max != ANY_DIM)) continue;
+        if (block && t.block_q > 16 && t.block_q > block) continue;
+        trim_slice(&t, head_dim);
         if (t.wg_size > max_wg || clattn__tile_backward_local_bytes(&t, head_dim_qk, head_dim_v) > local_bytes)
             continue;
         if (skip-- > 0) continue;

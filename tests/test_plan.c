@@ -736,6 +736,53 @@ START_TEST(backward_splits)
 }
 END_TEST
 
+/* What cl/config.clh and cl/tile_backward.clh demand and say of local memory; written from there, not from the table. */
+static void expect_attn_bwd(const clattn__tile *t, int64_t qk, int64_t v, const char *what)
+{
+    const int64_t wide = qk > v ? qk : v, tile_m = t->block_q / (t->wg_size / t->wg_cols);
+    const int64_t vectors = (t->real_size == 8 ? 8 : 16) / tile_m, most = 4 * t->wg_cols * (vectors > 1 ? vectors : 1);
+    const int64_t columns = up(wide < most ? wide : most, 4 * t->wg_cols);
+    const int64_t slices = 2 * t->block_q * (t->d_slice / 4 | 1), rows = t->v_slice * columns / 4;
+    const int64_t bytes = 4 * t->real_size * ((slices > rows ? slices : rows) + t->block_q * (t->block_q / 4 | 1));
+    ck_assert_msg(t->block_q == t->block_kv && t->q_resident == 0, "%s", what);
+    ck_assert_msg(t->wg_size % 16 == 0 && t->wg_size % (2 * t->wg_cols) == 0, "%s: WG_SIZE %d", what, t->wg_size);
+    ck_assert_msg(t->block_q % (t->wg_size / t->wg_cols) == 0 && t->block_q % t->wg_cols == 0, "%s", what);
+    ck_assert_msg(t->d_slice % 4 == 0 && t->v_slice % 4 == 0 && t->block_q % t->v_slice == 0, "%s", what);
+    ck_assert_msg(clattn__tile_backward_local_bytes(t, qk, v) == bytes, "%s: %d bytes", what, (int)bytes);
+}
+
+/* Every head dim has tiles, from 8 KiB of local memory and 16 work-items up; they fit, and then there are none. */
+START_TEST(backward_tiles_fit)
+{
+    const int64_t locals[] = {8 * KIB, 16 * KIB, 32 * KIB, 48 * KIB}, groups[] = {16, 64, 256};
+    for (int i = 0; i < N_HEAD_DIMS; i++)
+        for (int real = 4; real <= 8; real += 4)
+            for (int l = 0; l < 4; l++)
+                for (int g = 0; g < 3; g++)
+                    for (int block = 0; block <= 64; block += 16) {
+                        const int64_t qk = head_dims[i], v = head_dims[(i * 7 + block / 16) % N_HEAD_DIMS];
+                        char what[128];
+                        clattn__tile t;
+                        int n = 0;
+                        snprintf(what, sizeof what, "real %d d%d dv%d, %d KiB, %d work-items, block %d", real, (int)qk,
+                                 (int)v, (int)(locals[l] / KIB), (int)groups[g], block);
+                        for (; clattn__tile_pick_backward(qk, v, real, locals[l], groups[g], block, n, &t); n++) {
+                            expect_attn_bwd(&t, qk, v, what);
+                            ck_assert_msg(clattn__tile_backward_local_bytes(&t, qk, v) <= locals[l], "%s", what);
+                            ck_assert_msg(t.wg_size <= groups[g] && (!block || t.block_q <= block), "%s", what);
+                            ck_assert_msg(n || locals[l] < 16 * KIB || groups[g] < 64 || block == 16 || t.block_q >= 32,
+                                          "%s: %d rows", what, t.block_q);
+                        }
+                        ck_assert_msg(n >= 1, "%s: no tile", what);
+                    }
+    clattn__tile t;
+    ck_assert_ptr_null(clattn__tile_pick_backward(0, 64, 4, 48 * KIB, 1024, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick_backward(64, 64, 2, 48 * KIB, 1024, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick_backward(64, 64, 4, 1 * KIB, 1024, 0, 0, &t));
+    ck_assert_ptr_null(clattn__tile_pick_backward(64, 64, 4, 48 * KIB, 8, 0, 0, &t));
+}
+END_TEST
+
 START_TEST(backward_refuses)
 {
     machine small = machines[5];
@@ -778,6 +825,7 @@ Suite *test_suite(void)
     t = add_case(s, "backward");
     tcase_add_loop_test(t, backward_choice, 0, N_GRADIENT_TEXTS * N_MACHINES);
     tcase_add_test(t, backward_splits);
+    tcase_add_test(t, backward_tiles_fit);
     tcase_add_test(t, backward_refuses);
 
     t = add_case(s, "host");
