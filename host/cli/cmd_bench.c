@@ -23,11 +23,15 @@ static void print_json_text(const char *key, const char *text)
     printf("\", ");
 }
 
-/* peak: GFLOP/s of the machine, for storage of this problem's type */
-static void print_result(const bench_result *r, double peak, bool json)
+/* What the machine can do: for storage of this problem's type; of reading memory, 0: not measured. */
+typedef struct machine {
+    double gflops, gbs;
+} machine;
+
+static void print_result(const bench_result *r, machine peak, bool json)
 {
     const char *path = clattn_path_name(r->path), *kernel = clattn_kernel_name(r->kernel);
-    const double share = r->gflops / peak;
+    const double share = peak.gflops > 0 ? r->gflops / peak.gflops : 0;
     if (json) {
         putchar('{');
         print_json_text("problem", r->problem);
@@ -35,8 +39,10 @@ static void print_result(const bench_result *r, double peak, bool json)
         print_json_text("device", r->device);
         print_json_text("kernel", kernel);
         printf("\"threads\": %d, \"runs\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"gflops\": %.6g, \"gbs\": %.6g, "
-               "\"peak_gflops\": %.6g, \"share\": %.4g}\n",
-               r->n_threads, r->runs, r->median_s, r->min_s, r->gflops, r->gbs, peak, share);
+               "\"peak_gflops\": %.6g, \"share\": %.4g",
+               r->n_threads, r->runs, r->median_s, r->min_s, r->gflops, r->gbs, peak.gflops, share);
+        if (peak.gbs > 0) printf(", \"peak_gbs\": %.6g", peak.gbs);
+        fputs("}\n", stdout);
         return;
     }
     printf("%s\n%s path, %s", r->problem, path, kernel);
@@ -44,9 +50,11 @@ static void print_result(const bench_result *r, double peak, bool json)
         printf(" with %s, %d thread%s\n", r->instructions, r->n_threads, r->n_threads == 1 ? "" : "s");
     else
         printf(" on %s\n", r->device);
-    printf("median %s, least %s of %zu runs\n%.1f GFLOP/s, %.1f %% of this processor's %.0f, K and V %.1f GB/s\n",
-           cli_time_text(r->median_s).text, cli_time_text(r->min_s).text, r->runs, r->gflops, 100 * share, peak,
+    printf("median %s, least %s of %zu runs\n%.1f GFLOP/s, %.1f %% of this processor's %.0f; K and V %.1f GB/s",
+           cli_time_text(r->median_s).text, cli_time_text(r->min_s).text, r->runs, r->gflops, 100 * share, peak.gflops,
            r->gbs);
+    if (peak.gbs > 0) printf(", %.1f %% of this memory's %.1f", 100 * r->gbs / peak.gbs, peak.gbs);
+    putchar('\n');
 }
 
 static int bench_one(const options *opt)
@@ -56,8 +64,10 @@ static int bench_one(const options *opt)
     progress_start(&bar, "bench", (int64_t)(opt->budget * 1e6) + 1);
     const int code = bench_run(opt, opt->problem, &bar, &r);
     progress_stop(&bar);
-    if (!code) print_result(&r, peak_gflops(opt->threads, r.dtype), opt->json);
-    return code;
+    if (code) return code;
+    const machine peak = {peak_gflops(opt->threads, r.dtype), opt->cold ? peak_gbs(opt->threads) : 0};
+    print_result(&r, peak, opt->json);
+    return CLI_OK;
 }
 
 static int bench_plot(const options *opt)
@@ -69,7 +79,8 @@ static int bench_plot(const options *opt)
     if (!code) code = sweep_run(opt, &s);
     if (!code) code = output_finish(&file, sweep_plot(&s, file.file));
     if (!code) code = output_commit(&file, 1);
-    for (int i = 0; !code && i < s.n_results; i++) print_result(&s.results[i], s.peak_gflops, opt->json);
+    const machine peak = {s.peak_gflops, s.peak_gbs};
+    for (int i = 0; !code && i < s.n_results; i++) print_result(&s.results[i], peak, opt->json);
     output_close(&file, 1);
     sweep_free(&s);
     return code;
