@@ -213,9 +213,9 @@ def run_clattn(path, case, dtype, a):
     return {"why": last_line(done.stderr)[:160]} if done.returncode else json.loads(last_line(done.stdout))
 
 
-def compare(name, dtype, peers, a, progress):
-    """{contestant: seconds}, the machine's peak in operations or bytes a second, {contestant: why not}"""
-    case, times, why, machine = CASES[name], {}, {}, 0
+def compare(name, dtype, peers, a, peaks, progress):
+    """{contestant: seconds}, {contestant: why not}; raises the peaks that a turn of clattn has measured"""
+    case, times, why = CASES[name], {}, {}
     turns = [(p, lambda p=p: run_peer(p, name, dtype, a)) for p in peers]
     turns += [(f"clattn {p}", lambda p=p: run_clattn(p, case, dtype, a)) for p in a.paths]
     for _ in range(a.rounds):
@@ -226,8 +226,9 @@ def compare(name, dtype, peers, a, progress):
                 why[who] = result["why"]
                 continue
             times.setdefault(who, []).append(result["median_s"])
-            machine = max(machine, result.get("peak_gbs" if case[7] == "decode" else "peak_gflops", 0))
-    return {who: statistics.median(t) for who, t in times.items()}, machine * 1e9, why
+            for peak in peaks:
+                peaks[peak] = max(peaks[peak], result.get(peak, 0))
+    return {who: statistics.median(t) for who, t in times.items()}, why
 
 
 # ---- what comes out
@@ -252,10 +253,10 @@ def time_text(s):
     return f"{s * 1e6:.3g} us" if s < 1e-3 else f"{s * 1e3:.3g} ms" if s < 1 else f"{s:.2f} s"
 
 
-def rows_of(name, dtype, peers, a, result):
-    times, machine, _ = result
+def row_of(name, dtype, peers, a, times, peaks):
     best = min((times[p] for p in peers if p in times), default=None)
-    amount = work(CASES[name], dtype)
+    amount, kind = work(CASES[name], dtype), CASES[name][7]
+    machine = 1e9 * peaks["peak_gbs" if kind == "decode" else "peak_gflops"]
 
     def cell(who):
         if who not in times:
@@ -263,8 +264,8 @@ def rows_of(name, dtype, peers, a, result):
         share = f", {100 * amount / times[who] / machine:.0f} %" if machine else ""
         ratio = f", {best / times[who]:.2f} x" if best and who.startswith("clattn") else ""
         return time_text(times[who]) + share + ratio
-    return [f"`{problem_text(CASES[name], dtype)}`" + {"forward": ""}.get(CASES[name][7], f", {CASES[name][7]}")] + [
-        cell(who) for who in columns(peers, a)]
+    problem = f"`{problem_text(CASES[name], dtype)}`" + ("" if kind == "forward" else f", {kind}")
+    return [problem] + [cell(who) for who in columns(peers, a)]
 
 
 def columns(peers, a):
@@ -318,7 +319,8 @@ def main():
     if a.rounds < 1 or a.threads < 1 or a.budget <= 0:
         parser.error("--rounds and --threads must be at least 1, --budget above 0")
     peers = installed(a.peers)
-    turns, done, table = len(a.cases) * len(a.dtypes) * a.rounds * (len(peers) + len(a.paths)), 0, []
+    turns, done = len(a.cases) * len(a.dtypes) * a.rounds * (len(peers) + len(a.paths)), 0
+    results, peaks = [], {"peak_gflops": 0, "peak_gbs": 0}
 
     def progress(what):
         nonlocal done
@@ -326,18 +328,18 @@ def main():
             print(f"\r{done}/{turns} {what}\033[K", end="", file=sys.stderr, flush=True)
         done += 1
     for name, dtype in itertools.product(a.cases, a.dtypes):
-        result = compare(name, dtype, peers, a, progress)
+        times, why = compare(name, dtype, peers, a, peaks, progress)
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-        row = rows_of(name, dtype, peers, a, result)
-        table.append(row)
+        results.append((name, dtype, times))
         print(f"{name} {dtype}")
-        for who, text in zip(columns(peers, a), row[1:]):
-            print(f"    {who:14} {text if who in result[0] else 'not run: ' + result[2].get(who, '')}", flush=True)
+        for who, text in zip(columns(peers, a), row_of(name, dtype, peers, a, times, peaks)[1:]):
+            print(f"    {who:14} {text if who in times else 'not run: ' + why.get(who, '')}", flush=True)
     print(f"\n{machine_text(a.threads)}; {version_text(peers, a.clattn)}; medians of {a.rounds} rounds.\n")
     print("Time, share of the peak (decode: of the memory's bandwidth), and speed over the fastest peer's.\n")
     print("| problem | " + " | ".join(columns(peers, a)) + " |\n|---|" + "---|" * len(columns(peers, a)))
-    print("\n".join("| " + " | ".join(row) + " |" for row in table))
+    for name, dtype, times in results:
+        print("| " + " | ".join(row_of(name, dtype, peers, a, times, peaks)) + " |")
 
 
 if __name__ == "__main__":
