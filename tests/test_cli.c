@@ -226,6 +226,10 @@ static const usage_case usages[] = {
     {"bench " PROBLEM "--budget 0", 2, "--budget"},
     {"bench " PROBLEM "--budget x", 2, "--budget x"},
     {"bench " PROBLEM "--pass sideways", 2, "--pass sideways"},
+    {"bench " PROBLEM "--plot nowhere/p.svg", 2, "--plot nowhere/p.svg"},
+    {"bench " PROBLEM "--plot sub", 2, "--plot sub"},
+    {"bench 'f32 hq1 d8 varlen=3,5' --plot p.svg", 2, "varlen"},
+    {"bench " PROBLEM "--plot p.svg --path device --device nosuch", 2, "--device nosuch"},
     {"forward --q q.npy --k k.npy --v v.npy -o q.npy", 2, "same file as --q"},
     {"backward --q q.npy --k k.npy --v v.npy --do q.npy", 2, "--dq"},
     {"backward --q q.npy --k k.npy --v v.npy --dq o.npy", 2, "--do"},
@@ -693,6 +697,38 @@ START_TEST(bench_in_words)
 }
 END_TEST
 
+static int count_of(const char *text, const char *part)
+{
+    int n = 0;
+    for (const char *at = text; (at = strstr(at, part)); at += strlen(part)) n++;
+    return n;
+}
+
+/* Lengths 16, 32, 64 and 70 on each path, in a file that replaces another; then few rows, which stay. */
+START_TEST(bench_plot)
+{
+    static char svg[65536];
+    const bool has_device = !device_missing("device");
+    spill("p.svg", "old", 3);
+    const int before = count_files();
+    expect_good("bench 'f32 b1 hq2 hkv1 q35 kv70 d16 causal offset=35' --plot p.svg --budget 0.02 --json");
+    ck_assert_int_eq(count_files(), before);
+    svg[slurp("p.svg", svg, sizeof svg - 1)] = 0;
+    ck_assert_msg(!strncmp(svg, "<svg ", 5) && strstr(svg, "</svg>\n"), "%s", svg);
+    ck_assert(strstr(svg, ">f32 b1 hq2 hkv1 q35 kv70 d16 causal offset=35<") && strstr(svg, "host path: host_tile"));
+    ck_assert(strstr(svg, "roofline") && strstr(svg, "peak") && strstr(svg, "GFLOP/s") && strstr(svg, "%<"));
+    ck_assert_int_eq(count_of(out, "\"path\": \"host\""), 4);
+    ck_assert(strstr(out, "q16 kv32 d16 causal offset=16\"") && strstr(out, "q35 kv70 d16 causal offset=35\""));
+    ck_assert(number_of("peak_gflops") > 0 && number_of("peak_gbs") > 0 && number_of("share") > 0);
+    if (has_device) ck_assert(strstr(svg, "device path: ") && strstr(out, "\"path\": \"device\""));
+
+    expect_good("bench 'f32 b1 hq2 hkv1 q3 kv40 d16' --plot q.svg --budget 0.02 --path host");
+    ck_assert(strstr(out, "q3 kv16") && strstr(out, "q3 kv32") && strstr(out, "q3 kv40") && !strstr(out, "device"));
+    svg[slurp("q.svg", svg, sizeof svg - 1)] = 0;
+    ck_assert(strstr(svg, "host path: host_decode") && !strstr(svg, "device path") && strstr(svg, "n_q = 3"));
+}
+END_TEST
+
 /* dV of rows that see every key alike is the sum of dO / n_kv: a scale of 0 makes the probs equal. */
 START_TEST(backward_is_right)
 {
@@ -792,6 +828,7 @@ Suite *test_suite(void)
     tcase_add_test(t, without_devices);
     tcase_add_loop_test(t, bench_json, 0, 6);
     tcase_add_test(t, bench_in_words);
+    tcase_add_test(t, bench_plot);
     tcase_add_loop_test(t, backward_is_right, 0, 2);
     tcase_add_test(t, compare_codes);
     tcase_add_loop_test(t, selftest, 0, 2);

@@ -112,7 +112,10 @@ static const flag flags[] = {
     {"--pass", "PASS", KIND_CHOICE, FIELD(pass), COMMAND_BENCH, false, 0, 0, passes, "what is timed (default forward)"},
     {"--cold", NULL, KIND_SWITCH, FIELD(cold), COMMAND_BENCH, false, 0, 0, NULL,
      "walk copies of K and V that no cache holds, as decoding does"},
-    {"--budget", "S", KIND_REAL, FIELD(budget), COMMAND_BENCH, false, 0, 0, NULL, "seconds to measure (default 1)"},
+    {"--budget", "S", KIND_REAL, FIELD(budget), COMMAND_BENCH, false, 0, 0, NULL,
+     "seconds to measure, each point of a plot (default 1)"},
+    {"--plot", "FILE.svg", KIND_TEXT, FIELD(plot), COMMAND_BENCH, false, 0, 0, NULL,
+     "a plot: share of the processor's peak over the sequence length"},
     {"--json", NULL, KIND_SWITCH, FIELD(json), COMMAND_BENCH, false, 0, 0, NULL, "print one JSON object on one line"},
 };
 enum { N_FLAGS = sizeof flags / sizeof flags[0] };

@@ -35,6 +35,7 @@ typedef struct options {
     const char *o, *lse; /* paths, as the next line */
     const char *dq, *dk, *dv, *dbias, *dalibi, *dsinks;
     int explain, json, cold;
+    const char *plot;            /* a path */
     const char *map;             /* a path */
     int64_t map_head, map_batch; /* default 0 */
     int map_step;                /* a clattn_score_step */

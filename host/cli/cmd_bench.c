@@ -1,169 +1,13 @@
-/* clattn bench: the time of clattn_forward, or of clattn_backward, on one problem */
+/* clattn bench: the time of clattn_forward, or of clattn_backward, on one problem, or a plot of it over the lengths */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "arrays.h"
+#include "bench.h"
 #include "cli.h"
-#include "inputs.h"
-#include "progress.h"
-#include "targets.h"
-
-enum { LEAST_RUNS = 7, MOST_COPIES = 12 };
-static const double cold_bytes = 130e6; /* more than a last-level cache holds */
-static const double short_call = 1e-3;  /* seconds; shorter ones are timed several at a time ... */
-static const double least_timed = 2e-3; /* ... for about this long */
-
-/* The plan and the copies that its calls take in turn. */
-typedef struct bench {
-    runner r;
-    clattn_forward_args args[MOST_COPIES];
-    void *k[MOST_COPIES], *v[MOST_COPIES];      /* copies of K and V but the first, which is the input's own */
-    clattn_backward_args backward[MOST_COPIES]; /* --pass backward: args[i] in them, */
-    void *d_o, *d_qkv[3];                       /* and these, the same in all */
-    clattn_pass pass;
-    int n_copies;
-    int64_t calls; /* so far; the next takes copy calls % n_copies */
-} bench;
-
-typedef struct timings {
-    double *seconds; /* [n], of one call each */
-    size_t n, room;
-} timings;
-
-static clattn_status call(bench *b)
-{
-    const int64_t copy = b->calls++ % b->n_copies;
-    return b->pass == CLATTN_PASS_BACKWARD ? clattn_backward(b->r.plan, &b->backward[copy])
-                                           : clattn_forward(b->r.plan, &b->args[copy]);
-}
-
-static void *copy_of(const char *what, const void *data, int64_t bytes)
-{
-    void *copy = cli_alloc(what, bytes, 1);
-    return copy ? memcpy(copy, data, (size_t)bytes) : NULL;
-}
-
-/* The bytes of K and of V, which inputs_from_text has found to fit the memory. */
-static void kv_bytes(const clattn_problem *p, int64_t *k, int64_t *v)
-{
-    const storage s = inputs_storage(p);
-    const int64_t rows = s.batch * p->n_heads_kv * s.n_kv * (int64_t)clattn_dtype_size(p->dtype);
-    *k = rows * p->head_dim_qk;
-    *v = rows * p->head_dim_v;
-}
-
-static int make_copies(bench *b, const inputs *in, void *o, int cold)
-{
-    int64_t k_bytes, v_bytes;
-    kv_bytes(&in->problem, &k_bytes, &v_bytes);
-    b->n_copies = 1;
-    while (cold && b->n_copies < MOST_COPIES && (double)b->n_copies * (double)(k_bytes + v_bytes) < cold_bytes)
-        b->n_copies++;
-    for (int i = 0; i < b->n_copies; i++) {
-        inputs_fill_args(in, &b->args[i]);
-        b->args[i].o = clattn_host_buffer(o);
-        if (i == 0) continue;
-        b->k[i] = copy_of("a copy of K", in->k, k_bytes);
-        b->v[i] = b->k[i] ? copy_of("a copy of V", in->v, v_bytes) : NULL;
-        if (!b->v[i]) return CLI_FAILED;
-        b->args[i].k = clattn_host_buffer(b->k[i]);
-        b->args[i].v = clattn_host_buffer(b->v[i]);
-    }
-    return CLI_OK;
-}
-
-/* O and LSE by one forward call, dO, and room for dQ, dK and dV. */
-static int prepare_backward(bench *b, const options *opt, const inputs *in, float *lse)
-{
-    static const char *const names[] = {"dQ", "dK", "dV"};
-    b->args[0].lse = clattn_host_buffer(lse);
-    const int code = runner_forward(&b->r, &in->problem, &b->args[0]);
-    if (code) return code;
-    b->d_o = inputs_random_d_o(in, opt->seed);
-    if (!b->d_o) return CLI_FAILED;
-    for (int i = 0; i < 3; i++) {
-        const array_shape shape = array_of_gradient(in, GRADIENT_DQ + i);
-        b->d_qkv[i] = array_alloc(names[i], &shape);
-        if (!b->d_qkv[i]) return CLI_FAILED;
-    }
-    for (int i = 0; i < b->n_copies; i++) {
-        clattn_backward_args *a = &b->backward[i];
-        clattn_backward_args_init(a);
-        a->forward = b->args[i];
-        a->forward.lse = clattn_host_buffer(lse);
-        a->d_o = clattn_host_buffer(b->d_o);
-        a->dq = clattn_host_buffer(b->d_qkv[0]);
-        a->dk = clattn_host_buffer(b->d_qkv[1]);
-        a->dv = clattn_host_buffer(b->d_qkv[2]);
-    }
-    return CLI_OK;
-}
-
-static bool add_time(timings *t, double seconds)
-{
-    if (t->n == t->room) {
-        const size_t room = t->room ? 2 * t->room : 1024;
-        double *more = realloc(t->seconds, room * sizeof *more);
-        if (!more) return false;
-        t->seconds = more;
-        t->room = room;
-    }
-    t->seconds[t->n++] = seconds;
-    return true;
-}
-
-/* Every copy once, a quarter of the budget to warm up, then the budget. */
-static int measure(bench *b, double budget, timings *t, progress *bar)
-{
-    for (int i = 0; i < b->n_copies; i++)
-        if (call(b)) return cli_fail_library(NULL, NULL);
-    double start = cli_now(), before = start;
-    if (call(b)) return cli_fail_library(NULL, NULL);
-    const double one = cli_now() - before;
-    const int64_t inner = one < short_call ? (int64_t)(least_timed / (one > 1e-7 ? one : 1e-7)) : 1;
-    while (cli_now() - start < budget / 4)
-        if (call(b)) return cli_fail_library(NULL, NULL);
-    for (start = cli_now(); t->n < LEAST_RUNS || cli_now() - start < budget;) {
-        before = cli_now();
-        for (int64_t i = 0; i < inner; i++)
-            if (call(b)) return cli_fail_library(NULL, NULL);
-        const double seconds = cli_now() - before;
-        if (!add_time(t, seconds / (double)inner)) return cli_fail(CLI_FAILED, "there is no memory for the times");
-        progress_add(bar, (int64_t)(seconds * 1e6));
-    }
-    return CLI_OK;
-}
-
-/* 2 (d + dv) operations for each key that the window and the length let a query row see; backward 2.5 times as many. */
-static double operations(const inputs *in, clattn_pass pass)
-{
-    const clattn_problem *p = &in->problem;
-    double pairs = 0; /* of a query row and a key that it sees, in one head of all entries */
-    for (int64_t b = 0; b < p->batch; b++) {
-        const entry e = inputs_entry(in, b);
-        for (int64_t i = 0; i < e.n_q; i++) {
-            const key_range r = inputs_visible(in, &e, i);
-            pairs += (double)(r.end - r.first);
-        }
-    }
-    return (pass == CLATTN_PASS_BACKWARD ? 5.0 : 2.0) * (double)(p->head_dim_qk + p->head_dim_v) *
-           (double)p->n_heads_q * pairs;
-}
-
-/* Bytes of K and V, each key that any row sees once. */
-static double bytes_read(const inputs *in)
-{
-    const clattn_problem *p = &in->problem;
-    double keys = 0; /* of one head of all entries */
-    for (int64_t b = 0; b < p->batch; b++) {
-        const entry e = inputs_entry(in, b);
-        const key_range r = inputs_visible_to_any(in, &e);
-        keys += (double)(r.end - r.first);
-    }
-    return keys * (double)p->n_heads_kv * (double)(p->head_dim_qk + p->head_dim_v) *
-           (double)clattn_dtype_size(p->dtype);
-}
+#include "output.h"
+#include "peak.h"
+#include "sweep.h"
 
 static void print_json_text(const char *key, const char *text)
 {
@@ -179,78 +23,78 @@ static void print_json_text(const char *key, const char *text)
     printf("\", ");
 }
 
-static void print_result(const inputs *in, const clattn_plan_info *info, clattn_pass pass, const timings *t, bool json)
+/* What the machine can do: for storage of this problem's type; of reading memory, 0: not measured. */
+typedef struct machine {
+    double gflops, gbs;
+} machine;
+
+static void print_result(const bench_result *r, machine peak, bool json)
 {
-    char problem[PROBLEM_TEXT_SIZE];
-    /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): measure took LEAST_RUNS times */
-    const double median = cli_median(t->seconds, t->n), least = t->seconds[0];
-    const double gflops = operations(in, pass) / median * 1e-9, gbs = bytes_read(in) / median * 1e-9;
-    const char *path = clattn_path_name(info->path), *kernel = clattn_kernel_name(info->kernel);
-    const char *device = info->path == CLATTN_PATH_HOST ? "host" : info->device;
-    inputs_to_text(in, problem);
+    const char *path = clattn_path_name(r->path), *kernel = clattn_kernel_name(r->kernel);
+    const double share = peak.gflops > 0 ? r->gflops / peak.gflops : 0;
     if (json) {
         putchar('{');
-        print_json_text("problem", problem);
+        print_json_text("problem", r->problem);
         print_json_text("path", path);
-        print_json_text("device", device);
+        print_json_text("device", r->device);
         print_json_text("kernel", kernel);
-        printf(
-            "\"threads\": %d, \"runs\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"gflops\": %.6g, \"gbs\": %.6g}\n",
-            info->n_threads, t->n, median, least, gflops, gbs);
+        printf("\"threads\": %d, \"runs\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"gflops\": %.6g, \"gbs\": %.6g, "
+               "\"peak_gflops\": %.6g, \"share\": %.4g",
+               r->n_threads, r->runs, r->median_s, r->min_s, r->gflops, r->gbs, peak.gflops, share);
+        if (peak.gbs > 0) printf(", \"peak_gbs\": %.6g", peak.gbs);
+        fputs("}\n", stdout);
         return;
     }
-    printf("%s\n%s path, %s", problem, path, kernel);
-    if (info->path == CLATTN_PATH_HOST)
-        printf(" with %s, %d thread%s\n", info->instructions, info->n_threads, info->n_threads == 1 ? "" : "s");
+    printf("%s\n%s path, %s", r->problem, path, kernel);
+    if (r->path == CLATTN_PATH_HOST)
+        printf(" with %s, %d thread%s\n", r->instructions, r->n_threads, r->n_threads == 1 ? "" : "s");
     else
-        printf(" on %s\n", device);
-    printf("median %s, least %s of %zu runs\n%.1f GFLOP/s, K and V %.1f GB/s\n", cli_time_text(median).text,
-           cli_time_text(least).text, t->n, gflops, gbs);
+        printf(" on %s\n", r->device);
+    printf("median %s, least %s of %zu runs\n%.1f GFLOP/s, %.1f %% of this processor's %.0f; K and V %.1f GB/s",
+           cli_time_text(r->median_s).text, cli_time_text(r->min_s).text, r->runs, r->gflops, 100 * share, peak.gflops,
+           r->gbs);
+    if (peak.gbs > 0) printf(", %.1f %% of this memory's %.1f", 100 * r->gbs / peak.gbs, peak.gbs);
+    putchar('\n');
 }
 
-static int run_bench(const options *opt, const inputs *in, void *o, float *lse)
+static int bench_one(const options *opt)
 {
-    bench b;
-    timings t = {NULL, 0, 0};
+    bench_result r;
+    clattn_problem p;
     progress bar;
-    memset(&b, 0, sizeof b);
-    b.pass = (clattn_pass)opt->pass;
-    int code = runner_open(opt, &in->problem, b.pass, &b.r);
+    if (clattn_problem_from_text(opt->problem, &p)) return cli_fail_library(NULL, NULL);
+    progress_start(&bar, "bench", (int64_t)(opt->budget * 1e6) + 1);
+    const double before = peak_gflops(opt->threads, p.dtype);
+    const int code = bench_run(opt, opt->problem, &bar, &r);
+    progress_stop(&bar);
     if (code) return code;
-    code = make_copies(&b, in, o, opt->cold);
-    if (!code && b.pass == CLATTN_PASS_BACKWARD) code = prepare_backward(&b, opt, in, lse);
-    if (!code) {
-        progress_start(&bar, "bench", (int64_t)(opt->budget * 1e6) + 1);
-        code = measure(&b, opt->budget, &t, &bar);
-        progress_stop(&bar);
-    }
-    if (!code) print_result(in, &b.r.info, b.pass, &t, opt->json);
-    for (int i = 1; i < MOST_COPIES; i++) {
-        free(b.k[i]);
-        free(b.v[i]);
-    }
-    free(b.d_o);
-    for (int i = 0; i < 3; i++) free(b.d_qkv[i]);
-    free(t.seconds);
-    runner_close(&b.r);
+    const double after = peak_gflops(opt->threads, p.dtype), best = before > after ? before : after;
+    const machine peak = {best, opt->cold ? peak_gbs(opt->threads) : 0};
+    print_result(&r, peak, opt->json);
+    return CLI_OK;
+}
+
+static int bench_plot(const options *opt)
+{
+    sweep s;
+    output file;
+    memset(&s, 0, sizeof s);
+    int code = output_open(&file, "--plot", opt->plot);
+    if (!code) code = sweep_run(opt, &s);
+    if (!code) code = output_finish(&file, sweep_plot(&s, file.file));
+    if (!code) code = output_commit(&file, 1);
+    const machine peak = {s.peak_gflops, s.peak_gbs};
+    for (int i = 0; !code && i < s.n_results; i++) print_result(&s.results[i], peak, opt->json);
+    output_close(&file, 1);
+    sweep_free(&s);
     return code;
 }
 
 int cmd_bench(const options *opt)
 {
-    inputs in;
-    void *o = NULL;    /* as the problem says */
-    float *lse = NULL; /* of forward not asked for: the peers' calls give O alone */
     if (!opt->problem)
         return cli_fail(CLI_USAGE, "there is no problem: give a text such as \"f32 b1 hq8 hkv8 q512 kv512 d64\"");
     if (opt->budget <= 0 || opt->budget > 86400)
         return cli_fail(CLI_USAGE, "--budget %g: it must be above 0 and at most 86400 seconds", opt->budget);
-    int code = inputs_from_text(opt->problem, opt->seed, &in);
-    if (code) return code;
-    code = inputs_alloc_outputs(&in, &o, &lse);
-    if (!code) code = run_bench(opt, &in, o, lse);
-    free(o);
-    free(lse);
-    inputs_free(&in);
-    return code;
+    return opt->plot ? bench_plot(opt) : bench_one(opt);
 }

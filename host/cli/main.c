@@ -35,8 +35,14 @@ static const command commands[] = {
      "named. --path, --kernel and --device leave out the other "
      "rows.\n" PROBLEM_NOTE,
      "PROBLEM", cmd_compare},
-    {"bench", COMMAND_BENCH, "Times clattn_forward, or clattn_backward, on one problem.", PROBLEM_NOTE, "PROBLEM",
-     cmd_bench},
+    {"bench", COMMAND_BENCH, "Times clattn_forward, or clattn_backward, on one problem.",
+     "\nThe peak is that of f32 multiply-adds on this processor, measured with the same threads (of f64, half of it).\n"
+     "--plot times n_kv of 16, 32, 64 and so on up to the problem's own, and n_q in step with it unless there are no\n"
+     "more than 16, on the host and on every device; --path, --kernel and --device leave out lines. Beside them "
+     "stands\n"
+     "the roofline: the peak, or the operations for each byte of inputs and output times the bandwidth of reading\n"
+     "memory, whichever is less.\n" PROBLEM_NOTE,
+     "PROBLEM", cmd_bench},
     {"selftest", COMMAND_SELFTEST, "Checks small problems on the host and on every device; exits 1 when one is wrong.",
      "", NULL, cmd_selftest},
 };

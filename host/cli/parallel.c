@@ -5,7 +5,7 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
-enum { MOST_THREADS = 64 };
+enum { MOST_THREADS = 1024 };
 
 typedef struct work {
     void (*task)(void *argument, int64_t i);
