@@ -827,11 +827,13 @@ Suite *test_suite(void)
     t = add_case(s, "others");
     tcase_add_test(t, devices_listed);
     tcase_add_test(t, without_devices);
-    tcase_add_loop_test(t, bench_json, 0, 6);
-    tcase_add_test(t, bench_in_words);
-    tcase_add_test(t, bench_plot);
     tcase_add_loop_test(t, backward_is_right, 0, 2);
     tcase_add_test(t, compare_codes);
     tcase_add_loop_test(t, selftest, 0, 2);
+
+    t = add_case(s, "bench");
+    tcase_add_loop_test(t, bench_json, 0, 6);
+    tcase_add_test(t, bench_in_words);
+    tcase_add_test(t, bench_plot);
     return s;
 }
