@@ -23,7 +23,8 @@ static void print_json_text(const char *key, const char *text)
     printf("\", ");
 }
 
-/* What the machine can do: for storage of this problem's type; of reading memory, 0: not measured. */
+/* What the machine can do: for storage of this problem's type; of reading memory, 0: the calls may find K and V in a
+ * cache. */
 typedef struct machine {
     double gflops, gbs;
 } machine;
@@ -83,7 +84,7 @@ static int bench_plot(const options *opt)
     if (!code) code = sweep_run(opt, &s);
     if (!code) code = output_finish(&file, sweep_plot(&s, file.file));
     if (!code) code = output_commit(&file, 1);
-    const machine peak = {s.peak_gflops, s.peak_gbs};
+    const machine peak = {s.peak_gflops, opt->cold ? s.peak_gbs : 0};
     for (int i = 0; !code && i < s.n_results; i++) print_result(&s.results[i], peak, opt->json);
     output_close(&file, 1);
     sweep_free(&s);
