@@ -405,7 +405,7 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
     if (p->bias_dtype) {
         const tensor_shape own = clattn__gradient_shape(p, GRADIENT_DBIAS);
         const int64_t tiles = div_up(own.count[2], BIAS_TILE) * div_up(own.count[3], BIAS_TILE);
-        const int64_t group = lanes ? 1 : small;
+        const int64_t group = d->is_cpu ? 1 : small; /* its loops are vectors already */
         add_stage(c, "attn_bwd_bias", 1, div_up(own.count[0] * own.count[1] * tiles, group), group, WANTS(DBIAS))
             ->axes &= ~(blocks | local | AXIS_BIT(SINKS));
     }
@@ -418,8 +418,9 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
 /* What cl/backward_lanes.clh keeps in private memory. */
 static int64_t backward_lanes_private_bytes(const problem *p, int64_t block)
 {
-    const int64_t qk = div_up(p->head_dim_qk, 16) * 16, v = div_up(p->head_dim_v, 16) * 16;
-    return (4 * qk + 3 * v + 3 * block) * block * (p->dtype == CLATTN_DTYPE_F64 ? 8 : 4);
+    const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, lanes = 64 / real_size;
+    const int64_t qk = (div_up(p->head_dim_qk, lanes) | 1) * lanes, v = (div_up(p->head_dim_v, lanes) | 1) * lanes;
+    return (4 * qk + 3 * v + 3 * block) * block * real_size;
 }
 
 static clattn_status choose_backward_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,

@@ -362,14 +362,19 @@ static void run_backward(test_data *t, const test_way *way, int n_threads, const
     clattn_plan_release(plan);
 }
 
-/* Twice, on the host by 1 and by 5 threads: the same bits, and right. */
-static void check_way(test_data *t, const char *text, uint64_t seed, const test_way *way)
+/* Twice, on the host by 1 and by 5 threads: the same bits, and right. dO of the first nan_rows rows is NaN. */
+static void check_way(test_data *t, const char *text, uint64_t seed, const test_way *way, int64_t nan_rows)
 {
     const clattn_problem *p = &t->p;
     test_data *like_o;
     float *d_lse;
     gradients g[2];
     forward_and_loss(t, seed, &like_o, &d_lse);
+    for (int64_t i = 0; i < nan_rows; i++)
+        for (int64_t h = 0; h < p->n_heads_q; h++) {
+            test_set_row(like_o, 'o', 0, h, i, NAN);
+            d_lse[h * p->n_q + i] = NAN;
+        }
     run_backward(t, way, way->path == CLATTN_PATH_HOST ? 1 : 0, like_o->o, d_lse, &g[0]);
     run_backward(t, way, way->path == CLATTN_PATH_HOST ? 5 : 0, like_o->o, d_lse, &g[1]);
     const int64_t rows_q = rows_of(p, false), rows_kv = rows_of(p, true), b = p->varlen ? 1 : p->batch;
@@ -421,7 +426,7 @@ static void check_text(const char *text, uint64_t seed, const test_way *way)
     test_data *t = test_data_from_text(text, seed);
     char what[320];
     snprintf(what, sizeof what, "%s on %s", text, way->name);
-    check_way(t, what, seed, way);
+    check_way(t, what, seed, way, 0);
     test_data_free(t);
 }
 
@@ -479,7 +484,7 @@ static void check_pair(unsigned features, clattn_dtype dtype, int shape, const t
     char text[320];
     clattn_problem_to_text(&p, text, 256);
     snprintf(text + strlen(text), 64, " on %s", way->name);
-    check_way(t, text, (uint64_t)features + 1, way);
+    check_way(t, text, (uint64_t)features + 1, way, 0);
     test_data_free(t);
 }
 
@@ -495,6 +500,38 @@ START_TEST(types_with_each)
     static const clattn_dtype types[] = {CLATTN_DTYPE_F16, CLATTN_DTYPE_BF16, CLATTN_DTYPE_F64};
     const int feature = _i / TEST_WAYS % (TEST_FEATURES + 1), type = _i / TEST_WAYS / (TEST_FEATURES + 1);
     check_pair(feature == TEST_FEATURES ? 0 : 1u << feature, types[type], type, &ways[_i % TEST_WAYS]);
+}
+END_TEST
+
+/* ---- NaN */
+
+/* Behind the mask, in tiles and beyond, and in rows that see nothing: it must not reach anything. */
+START_TEST(nan_unseen)
+{
+    static const char *const texts_of[] = {
+        "f32 b1 hq2 hkv1 q140 kv150 d32 causal offset=-5 kvlen=130 mask=1,1,1,kv sinks",
+        "f16 b1 hq2 hkv2 q70 kv90 d40 window=9,3 offset=100 mask=1,h,1,kv softcap=5"};
+    const double poisons[] = {(double)NAN, (double)INFINITY};
+    const test_way *way = &ways[_i % TEST_WAYS];
+    const char *text = texts_of[_i / TEST_WAYS / 2];
+    test_data *t = test_data_from_text(text, 3);
+    const clattn_problem *p = &t->p;
+    if (!test_way_context(way, p->dtype)) return;
+    const int64_t length = p->kv_length < 0 ? p->n_kv : p->kv_length, empty = p->query_offset < 0 ? 5 : 0;
+    for (int64_t j = 0; j < p->n_kv; j++) {
+        const bool hidden = j >= length || j % 7 == 3;
+        for (int64_t h = 0; h < p->n_heads_q; h++) t->mask[test_beside(p->mask.strides, 0, h, 0, j)] = !hidden;
+        for (int64_t h = 0; hidden && h < p->n_heads_kv; h++) {
+            test_set_row(t, 'k', 0, h, j, poisons[_i / TEST_WAYS % 2]);
+            test_set_row(t, 'v', 0, h, j, poisons[_i / TEST_WAYS % 2]);
+        }
+    }
+    for (int64_t i = 0; i < empty; i++)
+        for (int64_t h = 0; h < p->n_heads_q; h++) test_set_row(t, 'q', 0, h, i, poisons[_i / TEST_WAYS % 2]);
+    char what[320];
+    snprintf(what, sizeof what, "%s with %g unseen, on %s", text, poisons[_i / TEST_WAYS % 2], way->name);
+    check_way(t, what, 4, way, empty);
+    test_data_free(t);
 }
 END_TEST
 
@@ -542,6 +579,115 @@ START_TEST(alone_and_in_a_batch)
 }
 END_TEST
 
+/* ---- refusals: of clattn_backward, with nothing written */
+
+static const char *const refusals[] = {
+    "args is NULL",
+    "args.struct_size is 7",
+    "args.struct_size is 9",
+    "args.d_o is absent",
+    "args.forward.lse is absent",
+    "args.q is absent",
+    "args.dsinks is given; the problem has no sinks",
+    "overlaps args.q,",
+    "overlaps args.dq,",
+    "overlaps args.d_o,",
+    "args.dk is at",
+    "args.dv.offset is 2 bytes",
+    "args.dk has both a host pointer and a cl_mem",
+    "args.dv is a cl_mem; this call takes host pointers",
+    "args.k is a cl_mem; this call takes host pointers",
+};
+enum { N_REFUSALS = sizeof refusals / sizeof *refusals };
+
+static const clattn_backward_args *spoil(clattn_backward_args *a, int nth)
+{
+    switch (nth) {
+    case 0: return NULL;
+    case 1: a->struct_size = 7; break;
+    case 2: a->forward.struct_size = 9; break;
+    case 3: a->d_o = clattn_host_buffer(NULL); break;
+    case 4: a->forward.lse = clattn_host_buffer(NULL); break;
+    case 5: a->forward.q = clattn_host_buffer(NULL); break;
+    case 6: a->dsinks = a->dalibi_slopes; break;
+    case 7: a->dq = a->forward.q; break;
+    case 8: a->dk = a->dq; break;
+    case 9: a->dv = a->d_o; break;
+    case 10: a->dk.host = (char *)a->dk.host + 1; break;
+    case 11: a->dv.offset = 2; break;
+    case 12: a->dk.mem = a; break;
+    case 13: a->dv = (clattn_buffer){NULL, a, 0}; break;
+    default: a->forward.k = (clattn_buffer){NULL, a, 0}; break;
+    }
+    return a;
+}
+
+START_TEST(what_is_refused)
+{
+    const test_way *way = &ways[_i % TEST_WAYS];
+    if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
+    test_data *t = test_data_from_text("f32 b1 hq2 hkv2 q20 kv20 d16 alibi", 3), *like_o;
+    float *d_lse;
+    gradients g;
+    forward_and_loss(t, 1, &like_o, &d_lse);
+    clattn_plan *plan = backward_plan(test_way_context(way, t->p.dtype), &t->p, way, 0);
+    clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g);
+    ck_assert_int_eq(clattn_backward(plan, spoil(&args, _i / TEST_WAYS)), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_msg(strstr(clattn_last_error()->message, refusals[_i / TEST_WAYS]) != NULL, "%s: %s",
+                  refusals[_i / TEST_WAYS], clattn_last_error()->message);
+    for (int i = 0; i < 6; i++)
+        for (size_t n = 0; n < g.bytes[i]; n++) ck_assert_int_eq(g.data[i][n], 0xff);
+    gradients_free(&g);
+    free(d_lse);
+    clattn_plan_release(plan);
+    test_data_free(like_o), test_data_free(t);
+}
+END_TEST
+
+/* A bias whose elements overlap may be read; its gradient would be written over itself. */
+START_TEST(overlapping_bias)
+{
+    test_data *t = test_data_from_text("f32 b1 hq1 hkv1 q20 kv20 d16", 3), *like_o;
+    float *d_lse, bias[64] = {0}, dbias[64];
+    gradients g;
+    forward_and_loss(t, 1, &like_o, &d_lse);
+    t->p.bias.dtype = CLATTN_DTYPE_F32;
+    t->p.bias.strides = (clattn_score_strides){0, 0, 1, 1};
+    clattn_plan *plan = backward_plan(test_host_context(), &t->p, &ways[0], 0);
+    clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g);
+    args.forward.bias = clattn_host_buffer(bias);
+    args.dbias = clattn_host_buffer(dbias);
+    ck_assert_int_eq(clattn_backward(plan, &args), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "args.dbias has the strides of bias, whose elements"));
+    args.dbias = clattn_host_buffer(NULL);
+    test_ok(clattn_backward(plan, &args));
+    gradients_free(&g);
+    free(d_lse);
+    clattn_plan_release(plan);
+    test_data_free(like_o), test_data_free(t);
+}
+END_TEST
+
+START_TEST(plans_of_the_other_pass)
+{
+    const test_way *way = &ways[_i];
+    if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
+    clattn_problem p;
+    clattn_backward_args args;
+    clattn_backward_args_init(&args);
+    test_ok(clattn_problem_from_text("f32 b1 hq2 hkv2 q20 kv20 d16", &p));
+    clattn_plan *forward = test_plan(test_way_context(way, p.dtype), &p, &test_ways[_i], 0, 0, 0);
+    clattn_plan *backward = backward_plan(test_way_context(way, p.dtype), &p, way, 0);
+    ck_assert_int_eq(clattn_backward(forward, &args), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "the plan was made for forward"));
+    ck_assert_int_eq(clattn_forward(backward, &args.forward), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "the plan was made for backward"));
+    ck_assert_int_eq(clattn_backward(NULL, &args), CLATTN_STATUS_INVALID_ARGUMENT);
+    clattn_plan_release(forward);
+    clattn_plan_release(backward);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *s = suite_create("backward");
@@ -551,8 +697,17 @@ Suite *test_suite(void)
     t = test_case(s, "ways");
     tcase_add_loop_test(t, texts_each, 0, N_TEXTS * TEST_WAYS);
     tcase_add_loop_test(t, random_each, 0, RANDOM_CASES);
+    t = test_case(s, "pairs");
     tcase_add_loop_test(t, pairs, 0, 2 * TEST_PAIRS * TEST_WAYS);
+    t = test_case(s, "types");
     tcase_add_loop_test(t, types_with_each, 0, 3 * (TEST_FEATURES + 1) * TEST_WAYS);
+    t = test_case(s, "nan");
+    tcase_add_loop_test(t, nan_unseen, 0, 4 * TEST_WAYS);
+    t = test_case(s, "bits");
     tcase_add_loop_test(t, alone_and_in_a_batch, 0, 2 * TEST_WAYS);
+    t = test_case(s, "refusals");
+    tcase_add_loop_test(t, what_is_refused, 0, N_REFUSALS * TEST_WAYS);
+    tcase_add_test(t, overlapping_bias);
+    tcase_add_loop_test(t, plans_of_the_other_pass, 0, TEST_WAYS);
     return s;
 }
