@@ -13,7 +13,7 @@ if(TARGET clattn_static)
   target_compile_definitions(test_plan PRIVATE CLATTN_HAVE_OPENCL=$<BOOL:${CLATTN_OPENCL}>)
   add_test(NAME test_plan COMMAND test_plan)
   set_tests_properties(test_plan PROPERTIES TIMEOUT 1200
-    PASS_REGULAR_EXPRESSION "100%: Checks: 124, Failures: 0, Errors: 0")
+    PASS_REGULAR_EXPRESSION "100%: Checks: 125, Failures: 0, Errors: 0")
 endif()
 if(CLATTN_OPENCL)
   clattn_add_check(test_opencl 133)
