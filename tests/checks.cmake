@@ -37,7 +37,7 @@ clattn_add_check(test_features 1704)
 # The C in the README is the examples'.
 add_test(NAME readme COMMAND ${CMAKE_COMMAND} -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/readme.cmake)
 clattn_add_check(test_backward 1020)
-set_tests_properties(test_backward PROPERTIES TIMEOUT 2400)
+set_tests_properties(test_backward PROPERTIES TIMEOUT 3600)
 if(TARGET training)
   add_test(NAME training COMMAND training)
 endif()
