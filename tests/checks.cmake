@@ -36,8 +36,17 @@ clattn_add_check(test_features 1704)
 
 # The C in the README is the examples'.
 add_test(NAME readme COMMAND ${CMAKE_COMMAND} -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/readme.cmake)
-clattn_add_check(test_backward 1020)
-set_tests_properties(test_backward PROPERTIES TIMEOUT 3600)
+
+# Gradients, case by case. Pairs of features and each with every type take long: ci/check's step `gradients` runs them.
+add_executable(test_backward test_backward.c)
+target_link_libraries(test_backward PRIVATE clattn_harness)
+foreach(case_checks reference=52 ways=130 nan=12 bits=6 refusals=49)
+  string(REGEX MATCH "^([a-z]+)=([0-9]+)$" matched ${case_checks})
+  add_test(NAME test_backward_${CMAKE_MATCH_1} COMMAND test_backward)
+  set_tests_properties(test_backward_${CMAKE_MATCH_1} PROPERTIES TIMEOUT 2400
+    ENVIRONMENT "CK_FORK=no;CK_RUN_CASE=${CMAKE_MATCH_1}"
+    PASS_REGULAR_EXPRESSION "100%: Checks: ${CMAKE_MATCH_2}, Failures: 0, Errors: 0")
+endforeach()
 if(TARGET training)
   add_test(NAME training COMMAND training)
 endif()

@@ -924,6 +924,8 @@ START_TEST(failures)
                       "next calls; first: %s",
                       s->name, f.injections, injectors[which].name, f.unreported, f.leaks, f.misuses, f.touched,
                       f.wrong, f.first);
+        printf("%s, %s, %s: %ld failures\n", s->name, injectors[which].name, modes[mode], f.injections);
+        fflush(stdout);
     }
     if (_i >= INJECTORS * (N_SUBJECTS - 1)) printf("injected: %ld %s failures\n", total[which], injectors[which].name);
 }
