@@ -43,9 +43,9 @@ WG_KERNEL void attn_bwd_dq(BACKWARD_PARAMETERS)
     query_rows rows;
     query_rows_load(&rows, lse, args.lse_row, workspace + back.delta_at + head * args.n_q, i0, n_q, row, col);
 
+    real slope = 0; /* this work-item's part */
     for (int d0 = 0; d0 < HEAD_DIM_QK; d0 += GRAD_COLUMNS) {
         o_row acc[TILE_M]; /* this work-item's part of columns d0 .. of dQ */
-        real slope = 0;
         tile_zero_o(acc);
 
         for (int j0 = j_first; j0 < j_end; j0 += BLOCK_KV) {
@@ -58,8 +58,9 @@ WG_KERNEL void attn_bwd_dq(BACKWARD_PARAMETERS)
 
             tile_product_nt(s, stage, q, args.q_row, n_rows, k_block, args.k_row, n_keys, HEAD_DIM_QK, row, col, lid);
             tile_product_nt(dp, stage, d_o, args.o_row, n_rows, v_block, args.v_row, n_keys, HEAD_DIM_V, row, col, lid);
-            slope -= tile_gradients(s, dp, &rows, &src, &args, band, scale, dropout_scale, i0, n_q, j0, j_end, cut, row,
-                                    col);
+            const real sum = tile_gradients(s, dp, &rows, &src, &args, band, scale, dropout_scale, i0, n_q, j0, j_end,
+                                            cut, row, col);
+            slope -= d0 == 0 ? sum : 0;
             if (back.wants_dq)
                 tile_product_nn(acc, dp, p_tile, stage, k_block, args.k_row, n_keys, d0, HEAD_DIM_QK, cut, row, col,
                                 lid);
@@ -69,9 +70,9 @@ WG_KERNEL void attn_bwd_dq(BACKWARD_PARAMETERS)
             const int r = row + m * WG_ROWS;
             if (back.wants_dq && r < n_rows) tile_store_row(dq + r * args.q_row, acc[m], 1, 0, d0, HEAD_DIM_QK, col);
         }
-        if (ALIBI && back.wants_dalibi && args.n_q != 0 && d0 == 0) {
-            slope = tile_sum((__local real *)p_tile, slope, lid);
-            if (lid == 0) workspace[back.slopes_at + head * back.n_slope_parts + at.tile] = slope;
-        }
+    }
+    if (ALIBI && back.wants_dalibi && args.n_q != 0) {
+        slope = tile_sum((__local real *)p_tile, slope, lid);
+        if (lid == 0) workspace[back.slopes_at + head * back.n_slope_parts + at.tile] = slope;
     }
 }
