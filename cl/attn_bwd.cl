@@ -4,7 +4,7 @@
  *   for each query head of the GQA group, for each block of its queries that see a key of the tile:
  *       S' = K Q^T                        summed over slices of D_SLICE columns
  *       dP' = V dO^T
- *       P, dS from S, dP, LSE, delta      dS = dZ (1 - tanh^2) scale, dZ = P (r dP - delta) f'
+ *       P, dS from S, dP, LSE, delta      dS = dZ (1 - tanh^2), dZ = P (r dP - delta) f'
  *       dV = dV + (P r)' dO               summed over slices of V_SLICE queries
  *       dK = dK + dS' Q
  *
@@ -80,8 +80,8 @@ WG_KERNEL void attn_bwd(BACKWARD_PARAMETERS)
                                 lid);
                 tile_product_nt(dp, stage, v, args.v_row, n_keys, d_o_block, args.o_row, n_rows, HEAD_DIM_V, row, col,
                                 lid);
-                tile_gradients(s, dp, &rows, &src, &args, band, scale, dropout_scale, i0, n_q, j0, j_end, cut, row,
-                               col);
+                tile_gradients(s, dp, &rows, &src, &args, band, score_scale, dropout_scale, i0, n_q, j0, j_end, cut,
+                               row, col);
                 if (back.wants_dv)
                     tile_product_nn(acc_v, s, p_tile, stage, d_o_block, args.o_row, n_rows, d0, HEAD_DIM_V, cut, row,
                                     col, lid);
@@ -95,7 +95,7 @@ WG_KERNEL void attn_bwd(BACKWARD_PARAMETERS)
         UNROLL_FOR (int m = 0; m < TILE_M; m++) {
             const int j = row + m * WG_ROWS;
             if (args.n_q != 0 && j < n_stored) {
-                if (back.wants_dk) tile_store_row(dk + j * args.k_row, acc_k[m], 1, 0, d0, HEAD_DIM_QK, col);
+                if (back.wants_dk) tile_store_row(dk + j * args.k_row, acc_k[m], scale, 0, d0, HEAD_DIM_QK, col);
                 if (back.wants_dv) tile_store_row(dv + j * args.v_row, acc_v[m], 1, 0, d0, HEAD_DIM_V, col);
             }
         }

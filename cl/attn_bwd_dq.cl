@@ -5,7 +5,7 @@
  *   for each kv block that the tile's rows see:
  *       S = Q K^T                         summed over slices of D_SLICE columns
  *       dP = dO V^T
- *       P, dS from S, dP, LSE, delta      dS = dZ (1 - tanh^2) scale, dZ = P (r dP - delta) f'
+ *       P, dS from S, dP, LSE, delta      dS = dZ (1 - tanh^2), dZ = P (r dP - delta) f'
  *       slope = slope - sum of dZ |p - j|
  *       dQ = dQ + dS K                    summed over slices of V_SLICE keys
  *
@@ -58,8 +58,8 @@ WG_KERNEL void attn_bwd_dq(BACKWARD_PARAMETERS)
 
             tile_product_nt(s, stage, q, args.q_row, n_rows, k_block, args.k_row, n_keys, HEAD_DIM_QK, row, col, lid);
             tile_product_nt(dp, stage, d_o, args.o_row, n_rows, v_block, args.v_row, n_keys, HEAD_DIM_V, row, col, lid);
-            const real sum = tile_gradients(s, dp, &rows, &src, &args, band, scale, dropout_scale, i0, n_q, j0, j_end,
-                                            cut, row, col);
+            const real sum = tile_gradients(s, dp, &rows, &src, &args, band, score_scale, dropout_scale, i0, n_q, j0,
+                                            j_end, cut, row, col);
             slope -= d0 == 0 ? sum : 0;
             if (back.wants_dq)
                 tile_product_nn(acc, dp, p_tile, stage, k_block, args.k_row, n_keys, d0, HEAD_DIM_QK, cut, row, col,
@@ -68,7 +68,8 @@ WG_KERNEL void attn_bwd_dq(BACKWARD_PARAMETERS)
 
         UNROLL_FOR (int m = 0; m < TILE_M; m++) {
             const int r = row + m * WG_ROWS;
-            if (back.wants_dq && r < n_rows) tile_store_row(dq + r * args.q_row, acc[m], 1, 0, d0, HEAD_DIM_QK, col);
+            if (back.wants_dq && r < n_rows)
+                tile_store_row(dq + r * args.q_row, acc[m], scale, 0, d0, HEAD_DIM_QK, col);
         }
     }
     if (ALIBI && back.wants_dalibi && args.n_q != 0) {

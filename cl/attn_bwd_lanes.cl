@@ -48,7 +48,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_bwd_lanes(BACK
             const attn_place at = {batch, kv_head * args.gqa_group + n, kv_head, split};
             const score_source src = score_source_of(&args, at, &entry, bias, mask, alibi_slopes, score_data, softcap);
             const lanes_head h =
-                lanes_head_of(&args, &back, at, &entry, &src, q, d_o, lse, workspace, scale, dropout_scale);
+                lanes_head_of(&args, &back, at, &entry, &src, q, d_o, lse, workspace, score_scale, dropout_scale);
             vec slopes = (vec)(0);
             for (t.q0 = first / BLOCK_Q * BLOCK_Q; t.q0 < end; t.q0 += BLOCK_Q) {
                 t.n_q = min(BLOCK_Q, entry.n_q - t.q0);
@@ -59,7 +59,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_bwd_lanes(BACK
             if (back.wants_dalibi) *slope_sum_of(workspace, &args, &back, batch, at.head, split) += vec_sum(slopes);
         }
         const int n = min(BLOCK_KV, n_kv - t.k0);
-        if (back.wants_dk) rows_store(dk + t.k0 * args.k_row, args.k_row, dk_rows, n, HEAD_DIM_QK);
-        if (back.wants_dv) rows_store(dv + t.k0 * args.v_row, args.v_row, dv_rows, n, HEAD_DIM_V);
+        if (back.wants_dk) rows_store(dk + t.k0 * args.k_row, args.k_row, dk_rows, n, HEAD_DIM_QK, SCORE_LN);
+        if (back.wants_dv) rows_store(dv + t.k0 * args.v_row, args.v_row, dv_rows, n, HEAD_DIM_V, 1);
     }
 }

@@ -346,7 +346,7 @@ static int64_t small_group(const device_profile *d)
     return d->max_work_group_size < SMALL_GROUP ? d->max_work_group_size : SMALL_GROUP;
 }
 
-/* The kernels of a call: delta, those that `main_stages` adds, dbias, and what is one number a head. */
+/* The kernels of a call: delta, the way's own, dbias, and what is one number a head. */
 static clattn_status choose_backward(const problem *p, const device_profile *d, device_choice *c)
 {
     const int64_t small = small_group(d), heads_q = p->batch * p->n_heads_q, heads_kv = p->batch * p->n_heads_kv;

@@ -227,25 +227,6 @@ static const test_way ways[TEST_WAYS] = {
     {"device, local memory", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_BWD},
 };
 
-/* n_threads: of the host path. */
-static clattn_plan *backward_plan(clattn_context *context, const clattn_problem *p, const test_way *way, int n_threads)
-{
-    clattn_plan_options options;
-    clattn_plan_options_init(&options);
-    options.pass = CLATTN_PASS_BACKWARD;
-    options.path = way->path;
-    options.kernel = way->kernel;
-    options.n_threads = n_threads;
-    clattn_plan *plan;
-    test_ok(clattn_plan_create(context, p, &options, &plan));
-    clattn_plan_info info;
-    clattn_plan_info_init(&info);
-    test_ok(clattn_plan_get_info(plan, &info));
-    ck_assert_str_eq(clattn_path_name(info.path), clattn_path_name(way->path));
-    ck_assert_str_eq(clattn_kernel_name(info.kernel), clattn_kernel_name(way->kernel));
-    return plan;
-}
-
 /* What one tensor's gradient may be off: its own largest value is as large as 1, at least. */
 static double tolerance(clattn_dtype dtype)
 {
@@ -356,7 +337,7 @@ static void forward_and_loss(test_data *t, uint64_t seed, test_data **like_o, fl
 static void run_backward(test_data *t, const test_way *way, int n_threads, const void *d_o, const float *d_lse,
                          gradients *g)
 {
-    clattn_plan *plan = backward_plan(test_way_context(way, t->p.dtype), &t->p, way, n_threads);
+    clattn_plan *plan = test_plan(test_way_context(way, t->p.dtype), &t->p, way, 0, 0, n_threads);
     const clattn_backward_args args = backward_args(t, d_o, d_lse, g);
     test_ok(clattn_backward(plan, &args));
     clattn_plan_release(plan);
@@ -440,6 +421,7 @@ static const char *const texts[] = {
     "f32 b1 hq2 hkv1 q33 kv65 d32 causal offset=-14",
     "f32 b3 hq2 hkv2 q40 kv70 d32 kvlen=33",
     "f32 b2 hq4 hkv2 q70 kv90 d32 softcap=2 alibi bias mask sinks dropout=0.2:seed=3",
+    "f32 b1 hq2 hkv1 q40 kv70 d300 causal alibi",
     "f32 b2 hq4 hkv2 q70 kv90 d32 bias=1,h,q,kv",
     "f32 b2 hq4 hkv2 q70 kv90 d32 bias=b,1,1,kv causal",
     "f32 b2 hq4 hkv2 q70 kv90 d32 bias=1,1,q,1 mask=b,1,q,kv",
@@ -531,6 +513,36 @@ START_TEST(nan_unseen)
     char what[320];
     snprintf(what, sizeof what, "%s with %g unseen, on %s", text, poisons[_i / TEST_WAYS % 2], way->name);
     check_way(t, what, 4, way, empty);
+    test_data_free(t);
+}
+END_TEST
+
+/* A score function's derivative is NaN for the pairs that the mask hides. */
+static double nan_unseen_derivative(double s, int64_t b, int64_t h, int64_t i, int64_t j, const void *data)
+{
+    (void)s, (void)b, (void)h, (void)data;
+    return j > i ? (double)NAN : 1.25;
+}
+
+static double plain(double s, int64_t b, int64_t h, int64_t i, int64_t j, const void *data)
+{
+    (void)b, (void)h, (void)i, (void)j, (void)data;
+    return 1.25 * s;
+}
+
+START_TEST(nan_derivative_unseen)
+{
+    static const char *const texts_of[] = {"f32 b1 hq2 hkv1 q70 kv70 d32 causal",
+                                           "f32 b1 hq2 hkv2 q40 kv90 d20 causal softcap=5 alibi bias"};
+    const test_way *way = &ways[_i % TEST_WAYS];
+    const char *text = texts_of[_i / TEST_WAYS];
+    if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
+    test_data *t = test_data_from_text(text, 3);
+    t->p.score_function =
+        (clattn_score_function){plain, "score * 5 / 4", 0, nan_unseen_derivative, "j > i ? NAN : 1.25f"};
+    char what[320];
+    snprintf(what, sizeof what, "%s with an unseen derivative of NaN, on %s", text, way->name);
+    check_way(t, what, 4, way, 0);
     test_data_free(t);
 }
 END_TEST
@@ -630,7 +642,7 @@ START_TEST(what_is_refused)
     float *d_lse;
     gradients g;
     forward_and_loss(t, 1, &like_o, &d_lse);
-    clattn_plan *plan = backward_plan(test_way_context(way, t->p.dtype), &t->p, way, 0);
+    clattn_plan *plan = test_plan(test_way_context(way, t->p.dtype), &t->p, way, 0, 0, 0);
     clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g);
     ck_assert_int_eq(clattn_backward(plan, spoil(&args, _i / TEST_WAYS)), CLATTN_STATUS_INVALID_ARGUMENT);
     ck_assert_msg(strstr(clattn_last_error()->message, refusals[_i / TEST_WAYS]) != NULL, "%s: %s",
@@ -653,7 +665,7 @@ START_TEST(overlapping_bias)
     forward_and_loss(t, 1, &like_o, &d_lse);
     t->p.bias.dtype = CLATTN_DTYPE_F32;
     t->p.bias.strides = (clattn_score_strides){0, 0, 1, 1};
-    clattn_plan *plan = backward_plan(test_host_context(), &t->p, &ways[0], 0);
+    clattn_plan *plan = test_plan(test_host_context(), &t->p, &ways[0], 0, 0, 0);
     clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g);
     args.forward.bias = clattn_host_buffer(bias);
     args.dbias = clattn_host_buffer(dbias);
@@ -677,7 +689,7 @@ START_TEST(plans_of_the_other_pass)
     clattn_backward_args_init(&args);
     test_ok(clattn_problem_from_text("f32 b1 hq2 hkv2 q20 kv20 d16", &p));
     clattn_plan *forward = test_plan(test_way_context(way, p.dtype), &p, &test_ways[_i], 0, 0, 0);
-    clattn_plan *backward = backward_plan(test_way_context(way, p.dtype), &p, way, 0);
+    clattn_plan *backward = test_plan(test_way_context(way, p.dtype), &p, way, 0, 0, 0);
     ck_assert_int_eq(clattn_backward(forward, &args), CLATTN_STATUS_INVALID_ARGUMENT);
     ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "the plan was made for forward"));
     ck_assert_int_eq(clattn_forward(backward, &args.forward), CLATTN_STATUS_INVALID_ARGUMENT);
@@ -703,6 +715,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, types_with_each, 0, 3 * (TEST_FEATURES + 1) * TEST_WAYS);
     t = test_case(s, "nan");
     tcase_add_loop_test(t, nan_unseen, 0, 4 * TEST_WAYS);
+    tcase_add_loop_test(t, nan_derivative_unseen, 0, 2 * TEST_WAYS);
     t = test_case(s, "bits");
     tcase_add_loop_test(t, alone_and_in_a_batch, 0, 2 * TEST_WAYS);
     t = test_case(s, "refusals");

@@ -82,6 +82,8 @@ int runner_forward(const runner *r, const clattn_problem *p, const clattn_forwar
     clattn_plan *plan = NULL;
     clattn_plan_options_init(&how);
     how.path = r->info.path;
+    if (r->info.kernel == CLATTN_KERNEL_ATTN_BWD)
+        how.kernel = CLATTN_KERNEL_ATTN_FWD; /* which adds in the same order */
     const bool good = !clattn_plan_create(r->context, p, &how, &plan) && !clattn_forward(plan, args);
     const int code = good ? CLI_OK : cli_fail_library(NULL, NULL);
     clattn_plan_release(plan);

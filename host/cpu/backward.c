@@ -150,7 +150,7 @@ static void store_dq(const backward_call *c, int64_t batch, int64_t kv_head, int
     const problem *p = c->p;
     const int64_t head = kv_head * p->gqa_group + n, entry = p->varlen ? 0 : batch;
     c->ops->store(gradient_place(c, GRADIENT_DQ, entry, head, e->row_q), p->dtype, p->tensor[TENSOR_Q].stride[2],
-                  dq + n * (c->dq_bytes / p->gqa_group), (int)e->n_q, (int)p->head_dim_qk);
+                  dq + n * (c->dq_bytes / p->gqa_group), (int)e->n_q, (int)p->head_dim_qk, p->scale);
 }
 
 static void tiles_stage(const backward_call *c, int64_t nth, char *work)

@@ -17,8 +17,8 @@ typedef struct backward_head {
     const void *q, *d_o; /* [n_q, head_dim_qk] [n_q, head_dim_v] */
     const float *lse;    /* [n_q], strided */
     const double *delta; /* [n_q]: dO . O - dLSE */
-    void *dq;            /* real [n_q up to BACKWARD_BLOCK][pitch of head_dim_qk], summed up here; NULL: not wanted */
-    const void *bias;    /* [n_q, n_kv] or NULL */
+    void *dq;         /* dQ / scale, summed up here: real [n_q up to BACKWARD_BLOCK][pitch of head_dim_qk]; or NULL */
+    const void *bias; /* [n_q, n_kv] or NULL */
     const uint8_t *mask; /* likewise */
     double slope;        /* ALiBi's, 0: none */
     double *dslope;      /* summed up here; NULL: not wanted */
@@ -61,8 +61,8 @@ typedef struct backward_ops {
     /* delta of n rows. d_lse may be NULL. */
     void (*delta)(const void *o, const void *d_o, const float *lse, const float *d_lse, clattn_dtype dtype,
                   int64_t o_row, int64_t lse_row, int n, int head_dim_v, double *delta);
-    /* Rows of reals into storage: n rows of dim. */
-    void (*store)(void *to, clattn_dtype dtype, int64_t row, const void *from, int n, int dim);
+    /* Rows of reals, times factor, into storage: n rows of dim. */
+    void (*store)(void *to, clattn_dtype dtype, int64_t row, const void *from, int n, int dim, double factor);
 } backward_ops;
 
 const backward_ops *clattn__backward_ops(clattn_dtype dtype);

@@ -129,13 +129,14 @@ static clattn_status set_args(const call *c, cl_kernel kernel)
 {
     const problem *p = c->p;
     const bool backward = c->plan->choice.pass == CLATTN_PASS_BACKWARD, is_f64 = p->dtype == CLATTN_DTYPE_F64;
-    const double scale = backward || problem_is_scored(p) ? p->scale : p->scale * 1.44269504088896340736;
-    const double numbers[3] = {scale, p->softcap, 1 / (1 - p->dropout)};
+    const double score_scale = problem_is_scored(p) ? p->scale : p->scale * 1.44269504088896340736;
+    const double numbers[] = {p->scale, score_scale, p->softcap,
+                              1 / (1 - p->dropout)}; /* forward: from the second on */
     cl_uint n = 0;
     for (int i = 0; i < (backward ? (int)OPERANDS : (int)TENSOR_COUNT); i++)
         FORWARD(set_arg(kernel, &n, sizeof(cl_mem), &c->b->operand[i]));
     if (backward) FORWARD(set_arg(kernel, &n, sizeof(cl_mem), &c->b->workspace));
-    for (int i = 0; i < 3; i++) {
+    for (int i = backward ? 0 : 1; i < 4; i++) {
         const float number_f32 = (float)numbers[i];
         FORWARD(set_arg(kernel, &n, is_f64 ? sizeof numbers[i] : sizeof number_f32,
                         is_f64 ? (const void *)&numbers[i] : (const void *)&number_f32));
