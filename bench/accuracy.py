@@ -4,6 +4,7 @@
   pip install numpy torch
   bench/accuracy.py build/clattn                      1x4x1024, head_dim 64, causal; prints a table in Markdown
   bench/accuracy.py build/clattn --pass backward      the same for dQ, dK and dV
+  bench/accuracy.py build/clattn --pass backward --data tests/data/minilm/l0_    with Q, K, V of l0_q.npy, l0_k.npy, l0_v.npy
 
 Inputs: N(0,1); forward: the same with Q times 30 (scores of some hundreds); N(0,1) with one key and one query times 100.
 A cell is the maximum and the RMS of |O - float64's O|, of the inputs as the storage type has rounded them; backward, of
@@ -22,8 +23,8 @@ TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 TORCH = "torch " + torch.__version__.split("+")[0]
 
 
-def normal(seed):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal((B, H, N, D)))
+def normal(seed, shape=(B, H, N, D)):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
 def inputs(case):
@@ -36,8 +37,9 @@ def inputs(case):
 
 
 def float64(q, k, v):
-    s = (q @ k.transpose(-1, -2)) / D ** 0.5
-    s = s.masked_fill(torch.ones(N, N).triu(1).bool(), -torch.inf)
+    n = q.shape[-2]
+    s = (q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5
+    s = s.masked_fill(torch.ones(n, n).triu(1).bool(), -torch.inf)
     return torch.softmax(s, -1) @ v
 
 
@@ -89,10 +91,11 @@ def forward(program):
             print(f"| {dtype}, {name} | " + " | ".join(cells) + " |")
 
 
-def backward(program):
+def backward(program, data):
     print_head(["dQ", "dK", "dV"])
+    files = [torch.from_numpy(np.load(data + x + ".npy")) for x in "qkv"] if data else [normal(s) for s in (1, 2, 3)]
     for dtype, storage in TYPES.items():
-        q, k, v, d_o = (normal(s).to(storage) for s in (1, 2, 3, 4))
+        q, k, v, d_o = (x.to(storage) for x in files + [normal(4, files[0].shape)])
         reference = gradients(float64, *(x.double() for x in (q, k, v, d_o)))
         rows = {TORCH: gradients(sdpa, q, k, v, d_o)}
         for path, flags in BACKWARD_PATHS.items():
@@ -106,5 +109,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
     parser.add_argument("--pass", dest="which", choices=["forward", "backward"], default="forward")
+    parser.add_argument("--data", metavar="PREFIX", help="backward: Q, K and V from files")
     arguments = parser.parse_args()
-    (backward if arguments.which == "backward" else forward)(arguments.program)
+    if arguments.which == "backward":
+        backward(arguments.program, arguments.data)
+    else:
+        forward(arguments.program)
