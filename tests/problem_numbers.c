@@ -1,5 +1,7 @@
 #include "problem_numbers.h"
 
+#include "gradients.h"
+
 #include <inttypes.h>
 
 static const test_way ways[NUMBERS_WAYS] = {
@@ -119,86 +121,18 @@ static void spoil(test_data *t, int64_t kind, uint64_t seed)
     }
 }
 
-static clattn_buffer gradient_make(size_t bytes)
-{
-    void *at = malloc(bytes + 8);
-    ck_assert_ptr_nonnull(at);
-    memset(at, 0xff, bytes + 8);
-    return clattn_host_buffer(at);
-}
-
-/* Each gradient, dense and f32 or f64, may be off by this share of its largest value, or of 1. What it subtracts, dP and delta,
- * are sums of head_dim_v products; a prob's relative error is its score's error, which grows with the scores. */
-static void compare_gradient(const char *name, const char *text, const clattn_buffer *got, const double *want, size_t n,
-                             bool is_double, double share)
-{
-    double largest = 1;
-    for (size_t i = 0; i < n; i++) largest = fmax(largest, fabs(want[i]));
-    for (size_t i = 0; i < n; i++) {
-        const double x = is_double ? ((const double *)got->host)[i] : (double)((const float *)got->host)[i];
-        ck_assert_msg(fabs(x - want[i]) <= share * largest, "%s: %s[%zu] is %.9g, not %.9g", text, name, i, x, want[i]);
-    }
-    const unsigned char *end = (const unsigned char *)got->host + n * (is_double ? 8 : 4);
-    for (int i = 0; i < 8; i++) ck_assert_msg(end[i] == 0xff, "%s: %s was written past its end", text, name);
-}
-
-/* dO: numbers in -1..1. */
-static void check_backward(test_data *t, const char *text)
+/* What backward subtracts, dP and delta, are sums of head_dim_v products; a prob's relative error is its score's error, which
+ * grows with the scores. A slope's gradient is a difference of sums as large as the distances: the pairs look at that. */
+static void check_backward(test_data *t, const char *text, int64_t seed, const test_way *way)
 {
     const clattn_problem *p = &t->p;
-    const bool is_double = p->dtype == CLATTN_DTYPE_F64;
-    if ((p->dtype != CLATTN_DTYPE_F32 && !is_double) || p->q.head || p->varlen) return; /* dense */
-    const size_t real = is_double ? 8 : 4;
-    const size_t n[4] = {(size_t)(p->batch * p->n_heads_q * p->n_q * p->head_dim_qk),
-                         (size_t)(p->batch * p->n_heads_kv * p->n_kv * p->head_dim_qk),
-                         (size_t)(p->batch * p->n_heads_kv * p->n_kv * p->head_dim_v),
-                         p->sinks ? (size_t)p->n_heads_q : 0};
     const double scale = p->scale == CLATTN_SCALE_AUTO ? 1 / sqrt((double)p->head_dim_qk) : fabs(p->scale);
-    const double share = (is_double ? 2e-6 : 1e-5) * fmax(1, sqrt((double)p->head_dim_v) / 8) *
-                         fmax(1, scale * sqrt((double)p->head_dim_qk));
-    double *want[4];
-    clattn_backward_args args;
-    clattn_backward_args_init(&args);
-    args.forward = test_args(t);
-    const size_t o_bytes = (size_t)(p->batch * p->n_heads_q * p->n_q * p->head_dim_v) * real;
-    args.d_o = gradient_make(o_bytes);
-    uint64_t state = 23;
-    for (size_t i = 0; i < o_bytes / real; i++) {
-        const double x = (double)numbers_below(&state, 2001) / 1000 - 1;
-        if (is_double)
-            ((double *)args.d_o.host)[i] = x;
-        else
-            ((float *)args.d_o.host)[i] = (float)x;
-    }
-    const clattn_reference_gradients reference = {want[0] = calloc(n[0] + 1, 8),
-                                                  want[1] = calloc(n[1] + 1, 8),
-                                                  want[2] = calloc(n[2] + 1, 8),
-                                                  NULL,
-                                                  NULL,
-                                                  n[3] ? (want[3] = calloc(n[3] + 1, 8)) : (want[3] = NULL)};
-    test_ok(clattn_reference_backward(p, &args, &reference));
-    args.dq = gradient_make(n[0] * real);
-    args.dk = gradient_make(n[1] * real);
-    args.dv = gradient_make(n[2] * real);
-    if (n[3]) args.dsinks = gradient_make(n[3] * 4);
-    clattn_plan_options options;
-    clattn_plan_options_init(&options);
-    options.pass = CLATTN_PASS_BACKWARD;
-    options.n_threads = p->n_q % 3 ? 0 : 1000000; /* more than there is work for */
-    clattn_plan *plan;
-    test_ok(clattn_plan_create(test_host_context(), p, &options, &plan));
-    test_ok(clattn_backward(plan, &args));
-    clattn_plan_release(plan);
-    compare_gradient("dq", text, &args.dq, want[0], n[0], is_double, share);
-    compare_gradient("dk", text, &args.dk, want[1], n[1], is_double, share);
-    compare_gradient("dv", text, &args.dv, want[2], n[2], is_double, share);
-    if (n[3]) compare_gradient("dsinks", text, &args.dsinks, want[3], n[3], false, share);
-    for (int i = 0; i < 4; i++) free(want[i]);
-    free(args.d_o.host);
-    free(args.dq.host);
-    free(args.dk.host);
-    free(args.dv.host);
-    free(args.dsinks.host);
+    const test_backward_how how = {.factor = (p->dtype == CLATTN_DTYPE_F64 ? 1 : 2) *
+                                             fmax(1, sqrt((double)p->head_dim_v) / 8) *
+                                             fmax(1, scale * sqrt((double)p->head_dim_qk)),
+                                   .slope_factor = INFINITY};
+    const int nth = way->path == CLATTN_PATH_HOST ? 0 : way->kernel == CLATTN_KERNEL_ATTN_FWD ? 2 : 1;
+    test_backward_check(t, text, (uint64_t)seed, &test_backward_ways[nth], &how);
 }
 
 void numbers_run(const numbers *n)
@@ -233,7 +167,7 @@ void numbers_run(const numbers *n)
         test_forward(t, plan);
         clattn_plan_release(plan);
         test_compare(t, way->name);
-        if (n->n[BACKWARD]) check_backward(t, text);
+        if (n->n[BACKWARD]) check_backward(t, text, n->n[SEED], way);
     }
     test_data_free(t);
 }

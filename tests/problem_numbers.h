@@ -30,7 +30,7 @@ typedef enum field {
     DATA, /* see spoil */
     BLOCK_Q,
     BLOCK_KV,
-    BACKWARD, /* 1: the gradients too, on the host */
+    BACKWARD, /* 1: the gradients too */
     SEED,
     FIELDS
 } field;

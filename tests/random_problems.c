@@ -61,7 +61,7 @@ static numbers problem_make(uint64_t seed, uint64_t i, bool device)
     p.n[SCALE] = rarely(&s, 5, 4);
     p.n[BSHD] = p.n[VARLEN] ? 0 : rarely(&s, 4, 1);
     p.n[DATA] = rarely(&s, 3, 7);
-    p.n[BACKWARD] = !device && p.n[DATA] == 0 ? rarely(&s, 4, 1) : 0;
+    p.n[BACKWARD] = p.n[DATA] == 0 ? rarely(&s, 4, 1) : 0;
     p.n[SEED] = numbers_below(&s, 1000);
     return p;
 }

@@ -1,19 +1,11 @@
 /* Gradients: the reference against finite differences of the forward reference, on random problems with every feature. */
-#include "harness.h"
+#include "gradients.h"
 
 #include <clattn/clattn.h>
 
 enum { RANDOM_PROBLEMS = 50, CHECKED_ELEMENTS = 6 };
 
 /* ---- random problems */
-
-static uint64_t random_next(uint64_t *state)
-{
-    *state = *state * 6364136223846793005u + 1442695040888963407u;
-    return *state >> 33;
-}
-
-static int64_t random_below(uint64_t *state, int64_t n) { return (int64_t)(random_next(state) % (uint64_t)n); }
 
 /* One line of problem text with each feature in half of the problems. */
 static void random_text(uint64_t seed, char text[256])
@@ -24,21 +16,21 @@ static void random_text(uint64_t seed, char text[256])
     static const char *const offsets[] = {"", "", " offset=2", " offset=-3"};
     static const char *const slopes[] = {"", " alibi", " alibi=per-batch"};
     uint64_t state = seed * 7919 + 1;
-    for (int i = 0; i < 8; i++) random_next(&state);
-    const int64_t heads_kv = 1 + random_below(&state, 2), group = 1 + random_below(&state, 2);
+    for (int i = 0; i < 8; i++) test_random_next(&state);
+    const int64_t heads_kv = 1 + test_random_below(&state, 2), group = 1 + test_random_below(&state, 2);
     char shape[96];
-    if (random_below(&state, 4) == 0)
+    if (test_random_below(&state, 4) == 0)
         snprintf(shape, sizeof shape, "varlen=4,0,3:5,2,7");
     else
-        snprintf(shape, sizeof shape, "b%d q%d kv%d%s", 1 + (int)random_below(&state, 2),
-                 1 + (int)random_below(&state, 7), 1 + (int)random_below(&state, 9),
-                 random_below(&state, 3) == 0 ? " kvlen=1" : "");
+        snprintf(shape, sizeof shape, "b%d q%d kv%d%s", 1 + (int)test_random_below(&state, 2),
+                 1 + (int)test_random_below(&state, 7), 1 + (int)test_random_below(&state, 9),
+                 test_random_below(&state, 3) == 0 ? " kvlen=1" : "");
     snprintf(text, 256, "f64 hq%d hkv%d d%d dv%d %s%s%s%s%s%s%s%s%s", (int)(heads_kv * group), (int)heads_kv,
-             1 + (int)random_below(&state, 4), 1 + (int)random_below(&state, 4), shape,
-             windows[random_below(&state, 5)], offsets[random_below(&state, 4)],
-             random_below(&state, 2) ? " softcap=1.5" : "", slopes[random_below(&state, 3)],
-             biases[random_below(&state, 5)], masks[random_below(&state, 4)], random_below(&state, 2) ? " sinks" : "",
-             random_below(&state, 2) ? " dropout=0.3:seed=11" : "");
+             1 + (int)test_random_below(&state, 4), 1 + (int)test_random_below(&state, 4), shape,
+             windows[test_random_below(&state, 5)], offsets[test_random_below(&state, 4)],
+             test_random_below(&state, 2) ? " softcap=1.5" : "", slopes[test_random_below(&state, 3)],
+             biases[test_random_below(&state, 5)], masks[test_random_below(&state, 4)],
+             test_random_below(&state, 2) ? " sinks" : "", test_random_below(&state, 2) ? " dropout=0.3:seed=11" : "");
 }
 
 /* ---- the loss: sum of dO O and dLSE LSE, LSE where it is finite */
@@ -117,14 +109,6 @@ static int64_t element_at(int i, int64_t n)
     return n ? (int64_t)(((double)i + 0.5) / CHECKED_ELEMENTS * (double)n) : 0;
 }
 
-/* dense: where the gradient's element n lies in the problem's own memory */
-static int64_t memory_at(const clattn_problem *p, int64_t n, int64_t heads, int64_t rows, int64_t dim)
-{
-    if (!p->varlen && p->q.seq == 0) return n; /* [batch, heads, rows, dim] both */
-    const int64_t d = n % dim, row = n / dim % rows, h = n / dim / rows % heads, b = n / dim / rows / heads;
-    return ((b * rows + row) * heads + h) * dim + d; /* [batch, heads, rows, dim] in [batch, rows, heads, dim] */
-}
-
 static void check_gradients(test_data *t, const char *text)
 {
     const clattn_problem *p = &t->p;
@@ -141,12 +125,13 @@ static void check_gradients(test_data *t, const char *text)
     double *d_o = calloc((size_t)(n_q * p->head_dim_v) + 1, 8); /* in the problem's strides */
     uint64_t state = 99;
     for (int64_t i = 0; i < n_q * p->head_dim_v; i++) {
-        l.d_o[i] = (double)random_below(&state, 2001) / 1000 - 1;
-        d_o[memory_at(p, i, p->n_heads_q, rows_q, p->head_dim_v)] = l.d_o[i];
+        l.d_o[i] = (double)test_random_below(&state, 2001) / 1000 - 1;
+        d_o[test_memory_at(p, i, p->n_heads_q, rows_q, p->head_dim_v)] = l.d_o[i];
     }
-    for (int64_t i = 0; i < n_q; i++) l.d_lse[i] = (float)random_below(&state, 2001) / 1000 - 1;
-    for (int64_t i = 0; p->alibi && i < n_slopes; i++) t->alibi_slopes[i] = (float)random_below(&state, 512) / 512;
-    for (int64_t i = 0; p->sinks && i < p->n_heads_q; i++) t->sinks[i] = (float)random_below(&state, 1024) / 512 - 1;
+    for (int64_t i = 0; i < n_q; i++) l.d_lse[i] = (float)test_random_below(&state, 2001) / 1000 - 1;
+    for (int64_t i = 0; p->alibi && i < n_slopes; i++) t->alibi_slopes[i] = (float)test_random_below(&state, 512) / 512;
+    for (int64_t i = 0; p->sinks && i < p->n_heads_q; i++)
+        t->sinks[i] = (float)test_random_below(&state, 1024) / 512 - 1;
 
     clattn_backward_args args;
     clattn_backward_args_init(&args);
@@ -167,15 +152,18 @@ static void check_gradients(test_data *t, const char *text)
     for (int i = 0; i < CHECKED_ELEMENTS; i++) {
         int64_t at = element_at(i, n_q * p->head_dim_qk);
         if (n_q) {
-            numeric = derivative(&l, (double *)t->q + memory_at(p, at, p->n_heads_q, rows_q, p->head_dim_qk), 1e-3);
+            numeric =
+                derivative(&l, (double *)t->q + test_memory_at(p, at, p->n_heads_q, rows_q, p->head_dim_qk), 1e-3);
             expect_close(g.dq[at], numeric, 1e-8, "dq", at, text);
         }
         at = element_at(i, n_kv * p->head_dim_qk);
         if (n_kv) {
-            numeric = derivative(&l, (double *)t->k + memory_at(p, at, p->n_heads_kv, rows_kv, p->head_dim_qk), 1e-3);
+            numeric =
+                derivative(&l, (double *)t->k + test_memory_at(p, at, p->n_heads_kv, rows_kv, p->head_dim_qk), 1e-3);
             expect_close(g.dk[at], numeric, 1e-8, "dk", at, text);
             at = element_at(i, n_kv * p->head_dim_v);
-            numeric = derivative(&l, (double *)t->v + memory_at(p, at, p->n_heads_kv, rows_kv, p->head_dim_v), 1e-3);
+            numeric =
+                derivative(&l, (double *)t->v + test_memory_at(p, at, p->n_heads_kv, rows_kv, p->head_dim_v), 1e-3);
             expect_close(g.dv[at], numeric, 1e-8, "dv", at, text);
         }
         if (n_bias) { /* dense in its own dimensions */
@@ -221,183 +209,7 @@ END_TEST
 
 /* ---- every way beside the reference */
 
-static const test_way ways[TEST_WAYS] = {
-    {"host", CLATTN_PATH_HOST, CLATTN_KERNEL_HOST_BACKWARD},
-    {"device, lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_BWD_LANES},
-    {"device, local memory", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_BWD},
-};
-
-/* What one tensor's gradient may be off: its own largest value is as large as 1, at least. */
-static double tolerance(clattn_dtype dtype)
-{
-    return dtype == CLATTN_DTYPE_F64   ? 2e-6 /* LSE is f32 */
-           : dtype == CLATTN_DTYPE_F32 ? 5e-6
-           : dtype == CLATTN_DTYPE_F16 ? 2e-3
-                                       : 1.6e-2;
-}
-
-static double number(const void *data, clattn_dtype dtype, int64_t at)
-{
-    if (dtype == CLATTN_DTYPE_F32) return (double)((const float *)data)[at];
-    if (dtype == CLATTN_DTYPE_F64) return ((const double *)data)[at];
-    const uint16_t h = ((const uint16_t *)data)[at];
-    if (dtype == CLATTN_DTYPE_BF16) {
-        const uint32_t bits = (uint32_t)h << 16;
-        float x;
-        memcpy(&x, &bits, 4);
-        return (double)x;
-    }
-    const int exponent = h >> 10 & 31;
-    const double magnitude = exponent == 31  ? (h & 1023 ? (double)NAN : (double)INFINITY)
-                             : exponent == 0 ? ldexp(h & 1023, -24)
-                                             : ldexp(1024 + (h & 1023), exponent - 25);
-    return h >> 15 ? -magnitude : magnitude;
-}
-
-/* A gradient of n elements in the problem's memory beside the reference's. */
-static void expect_gradient(const char *what, const char *text, const void *got, clattn_dtype dtype, const double *want,
-                            int64_t n, int64_t heads, int64_t rows, int64_t dim, const clattn_problem *p, double most)
-{
-    double largest = 1;
-    for (int64_t i = 0; i < n; i++)
-        if (fabs(want[i]) > largest) largest = fabs(want[i]);
-    for (int64_t i = 0; i < n; i++) {
-        const double x = number(got, dtype, heads ? memory_at(p, i, heads, rows, dim) : i);
-        ck_assert_msg(fabs(x - want[i]) <= most * largest || (isnan(x) && isnan(want[i])),
-                      "%s: %s[%lld] is %.9g, not %.9g", text, what, (long long)i, x, want[i]);
-    }
-}
-
-/* Every gradient's bytes, one after the other, of one run. */
-typedef struct gradients {
-    size_t bytes[6];
-    unsigned char *data[6];
-} gradients;
-
-static void gradients_free(gradients *g)
-{
-    for (int i = 0; i < 6; i++) free(g->data[i]);
-}
-
-static clattn_backward_args backward_args(test_data *t, const void *d_o, const float *d_lse, gradients *g)
-{
-    const clattn_problem *p = &t->p;
-    const size_t size = clattn_dtype_size(p->dtype);
-    const int64_t b = p->varlen ? 1 : p->batch;
-    const int64_t n_q = b * p->n_heads_q * (p->varlen ? p->total_q : p->n_q);
-    const int64_t n_kv = b * p->n_heads_kv * (p->varlen ? p->total_kv : p->n_kv);
-    const int64_t n_bias = (p->bias.strides.batch ? p->batch : 1) * (p->bias.strides.head ? p->n_heads_q : 1) *
-                           (p->bias.strides.q ? p->n_q : 1) * (p->bias.strides.kv ? p->n_kv : 1);
-    const size_t bytes[6] = {
-        (size_t)(n_q * p->head_dim_qk) * size,
-        (size_t)(n_kv * p->head_dim_qk) * size,
-        (size_t)(n_kv * p->head_dim_v) * size,
-        p->bias.dtype ? (size_t)n_bias * clattn_dtype_size(p->bias.dtype) : 0,
-        p->alibi ? (size_t)(p->n_heads_q * (p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? p->batch : 1)) * 4 : 0,
-        p->sinks ? (size_t)p->n_heads_q * 4 : 0};
-    clattn_backward_args args;
-    clattn_backward_args_init(&args);
-    args.forward = test_args(t);
-    args.d_o = clattn_host_buffer(d_o);
-    args.d_lse = clattn_host_buffer(d_lse);
-    clattn_buffer *const outputs[6] = {&args.dq, &args.dk, &args.dv, &args.dbias, &args.dalibi_slopes, &args.dsinks};
-    for (int i = 0; i < 6; i++) {
-        g->bytes[i] = bytes[i];
-        g->data[i] = malloc(bytes[i] + 8);
-        memset(g->data[i], 0xff, bytes[i] + 8);
-        if (bytes[i]) *outputs[i] = clattn_host_buffer(g->data[i]);
-    }
-    return args;
-}
-
-static int64_t rows_of(const clattn_problem *p, bool keys)
-{
-    return keys ? (p->varlen ? p->total_kv : p->n_kv) : p->varlen ? p->total_q : p->n_q;
-}
-
-/* t with O and LSE of a forward call; *d_o and *d_lse: random, to be freed. */
-static void forward_and_loss(test_data *t, uint64_t seed, test_data **like_o, float **d_lse)
-{
-    const clattn_problem *p = &t->p;
-    const int64_t b = p->varlen ? 1 : p->batch, rows_q = rows_of(p, false), n_q = b * p->n_heads_q * rows_q;
-    uint64_t state = seed;
-    *like_o = test_data_make(p, seed + 100); /* its O is dO */
-    *d_lse = calloc((size_t)n_q + 1, 4);
-    for (int64_t i = 0; i < n_q; i++) (*d_lse)[i] = (float)random_below(&state, 2001) / 1000 - 1;
-    for (int64_t i = 0; i < b; i++)
-        for (int64_t h = 0; h < p->n_heads_q; h++)
-            for (int64_t r = 0; r < rows_q; r++)
-                for (int64_t d = 0; d < p->head_dim_v; d++)
-                    test_set(*like_o, 'o', i, h, r, d, (double)random_below(&state, 2001) / 1000 - 1);
-    clattn_plan *forward = test_plan(test_host_context(), p, &test_ways[0], 0, 0, 0);
-    test_forward(t, forward);
-    clattn_plan_release(forward);
-}
-
-static void run_backward(test_data *t, const test_way *way, int n_threads, const void *d_o, const float *d_lse,
-                         gradients *g)
-{
-    clattn_plan *plan = test_plan(test_way_context(way, t->p.dtype), &t->p, way, 0, 0, n_threads);
-    const clattn_backward_args args = backward_args(t, d_o, d_lse, g);
-    test_ok(clattn_backward(plan, &args));
-    clattn_plan_release(plan);
-}
-
-/* Twice, on the host by 1 and by 5 threads: the same bits, and right. dO of the first nan_rows rows is NaN. */
-static void check_way(test_data *t, const char *text, uint64_t seed, const test_way *way, int64_t nan_rows)
-{
-    const clattn_problem *p = &t->p;
-    test_data *like_o;
-    float *d_lse;
-    gradients g[2];
-    forward_and_loss(t, seed, &like_o, &d_lse);
-    for (int64_t i = 0; i < nan_rows; i++)
-        for (int64_t h = 0; h < p->n_heads_q; h++) {
-            test_set_row(like_o, 'o', 0, h, i, NAN);
-            d_lse[h * p->n_q + i] = NAN;
-        }
-    run_backward(t, way, way->path == CLATTN_PATH_HOST ? 1 : 0, like_o->o, d_lse, &g[0]);
-    run_backward(t, way, way->path == CLATTN_PATH_HOST ? 5 : 0, like_o->o, d_lse, &g[1]);
-    const int64_t rows_q = rows_of(p, false), rows_kv = rows_of(p, true), b = p->varlen ? 1 : p->batch;
-    const int64_t n_q = b * p->n_heads_q * rows_q, n_kv = b * p->n_heads_kv * rows_kv;
-    for (int i = 0; i < 6; i++) {
-        ck_assert_msg(!memcmp(g[0].data[i], g[1].data[i], g[0].bytes[i]), "%s on %s: two runs differ in gradient %d",
-                      text, way->name, i);
-        for (int k = 0; k < 8; k++) ck_assert_int_eq(g[0].data[i][g[0].bytes[i] + (size_t)k], 0xff);
-    }
-
-    double *want[6];
-    for (int i = 0; i < 6; i++) want[i] = calloc(g[0].bytes[i] + 1, 8);
-    const clattn_reference_gradients reference = {want[0],
-                                                  want[1],
-                                                  want[2],
-                                                  p->bias.dtype ? want[3] : NULL,
-                                                  p->alibi ? want[4] : NULL,
-                                                  p->sinks ? want[5] : NULL};
-    gradients unused;
-    const clattn_backward_args args = backward_args(t, like_o->o, d_lse, &unused);
-    test_ok(clattn_reference_backward(p, &args, &reference));
-    gradients_free(&unused);
-    const double most = tolerance(p->dtype);
-    const int64_t n_bias = p->bias.dtype ? (int64_t)(g[0].bytes[3] / clattn_dtype_size(p->bias.dtype)) : 0;
-    expect_gradient("dq", text, g[0].data[0], p->dtype, want[0], n_q * p->head_dim_qk, p->n_heads_q, rows_q,
-                    p->head_dim_qk, p, most);
-    expect_gradient("dk", text, g[0].data[1], p->dtype, want[1], n_kv * p->head_dim_qk, p->n_heads_kv, rows_kv,
-                    p->head_dim_qk, p, most);
-    expect_gradient("dv", text, g[0].data[2], p->dtype, want[2], n_kv * p->head_dim_v, p->n_heads_kv, rows_kv,
-                    p->head_dim_v, p, most);
-    expect_gradient("dbias", text, g[0].data[3], p->bias.dtype, want[3], n_bias, 0, 0, 0, p,
-                    fmax(most, tolerance(p->bias.dtype)));
-    expect_gradient("dalibi_slopes", text, g[0].data[4], CLATTN_DTYPE_F32, want[4], (int64_t)g[0].bytes[4] / 4, 0, 0, 0,
-                    p, most);
-    expect_gradient("dsinks", text, g[0].data[5], CLATTN_DTYPE_F32, want[5], (int64_t)g[0].bytes[5] / 4, 0, 0, 0, p,
-                    most);
-    for (int i = 0; i < 6; i++) free(want[i]);
-    gradients_free(&g[0]);
-    gradients_free(&g[1]);
-    free(d_lse);
-    test_data_free(like_o);
-}
+static const test_backward_how as_usual;
 
 static void check_text(const char *text, uint64_t seed, const test_way *way)
 {
@@ -407,7 +219,7 @@ static void check_text(const char *text, uint64_t seed, const test_way *way)
     test_data *t = test_data_from_text(text, seed);
     char what[320];
     snprintf(what, sizeof what, "%s on %s", text, way->name);
-    check_way(t, what, seed, way, 0);
+    test_backward_check(t, what, seed, way, &as_usual);
     test_data_free(t);
 }
 
@@ -436,7 +248,10 @@ static const char *const texts[] = {
 };
 enum { N_TEXTS = sizeof texts / sizeof *texts };
 
-START_TEST(texts_each) { check_text(texts[_i / TEST_WAYS], (uint64_t)(_i / TEST_WAYS) + 1, &ways[_i % TEST_WAYS]); }
+START_TEST(texts_each)
+{
+    check_text(texts[_i / TEST_WAYS], (uint64_t)(_i / TEST_WAYS) + 1, &test_backward_ways[_i % TEST_WAYS]);
+}
 END_TEST
 
 /* All on the host; on devices, where each is a kernel of its own, some. */
@@ -448,7 +263,7 @@ START_TEST(random_each)
     const int on_device = _i - RANDOM_PROBLEMS;
     const int nth = on_device < 0 ? _i : on_device / 2, way = on_device < 0 ? 0 : 1 + on_device % 2;
     random_text((uint64_t)nth + 1000, text);
-    check_text(text, (uint64_t)nth + 1, &ways[way]);
+    check_text(text, (uint64_t)nth + 1, &test_backward_ways[way]);
 }
 END_TEST
 
@@ -467,14 +282,14 @@ static void check_pair(unsigned features, clattn_dtype dtype, int shape, const t
     char text[320];
     clattn_problem_to_text(&p, text, 256);
     snprintf(text + strlen(text), 64, " on %s", way->name);
-    check_way(t, text, (uint64_t)features + 1, way, 0);
+    test_backward_check(t, text, (uint64_t)features + 1, way, &as_usual);
     test_data_free(t);
 }
 
 START_TEST(pairs)
 {
     const int pair = _i / TEST_WAYS / 2, shape = (pair + _i / TEST_WAYS % 2) % 3;
-    check_pair(test_pair_of(pair), CLATTN_DTYPE_F32, shape, &ways[_i % TEST_WAYS]);
+    check_pair(test_pair_of(pair), CLATTN_DTYPE_F32, shape, &test_backward_ways[_i % TEST_WAYS]);
 }
 END_TEST
 
@@ -482,7 +297,7 @@ START_TEST(types_with_each)
 {
     static const clattn_dtype types[] = {CLATTN_DTYPE_F16, CLATTN_DTYPE_BF16, CLATTN_DTYPE_F64};
     const int feature = _i / TEST_WAYS % (TEST_FEATURES + 1), type = _i / TEST_WAYS / (TEST_FEATURES + 1);
-    check_pair(feature == TEST_FEATURES ? 0 : 1u << feature, types[type], type, &ways[_i % TEST_WAYS]);
+    check_pair(feature == TEST_FEATURES ? 0 : 1u << feature, types[type], type, &test_backward_ways[_i % TEST_WAYS]);
 }
 END_TEST
 
@@ -495,7 +310,7 @@ START_TEST(nan_unseen)
         "f32 b1 hq2 hkv1 q140 kv150 d32 causal offset=-5 kvlen=130 mask=1,1,1,kv sinks",
         "f16 b1 hq2 hkv2 q70 kv90 d40 window=9,3 offset=100 mask=1,h,1,kv softcap=5"};
     const double poisons[] = {(double)NAN, (double)INFINITY};
-    const test_way *way = &ways[_i % TEST_WAYS];
+    const test_way *way = &test_backward_ways[_i % TEST_WAYS];
     const char *text = texts_of[_i / TEST_WAYS / 2];
     test_data *t = test_data_from_text(text, 3);
     const clattn_problem *p = &t->p;
@@ -513,7 +328,7 @@ START_TEST(nan_unseen)
         for (int64_t h = 0; h < p->n_heads_q; h++) test_set_row(t, 'q', 0, h, i, poisons[_i / TEST_WAYS % 2]);
     char what[320];
     snprintf(what, sizeof what, "%s with %g unseen, on %s", text, poisons[_i / TEST_WAYS % 2], way->name);
-    check_way(t, what, 4, way, empty);
+    test_backward_check(t, what, 4, way, &(test_backward_how){.nan_rows = empty});
     test_data_free(t);
 }
 END_TEST
@@ -535,7 +350,7 @@ START_TEST(nan_derivative_unseen)
 {
     static const char *const texts_of[] = {"f32 b1 hq2 hkv1 q70 kv70 d32 causal",
                                            "f32 b1 hq2 hkv2 q40 kv90 d20 causal softcap=5 alibi bias"};
-    const test_way *way = &ways[_i % TEST_WAYS];
+    const test_way *way = &test_backward_ways[_i % TEST_WAYS];
     const char *text = texts_of[_i / TEST_WAYS];
     if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
     test_data *t = test_data_from_text(text, 3);
@@ -543,7 +358,7 @@ START_TEST(nan_derivative_unseen)
         (clattn_score_function){plain, "score * 5 / 4", 0, nan_unseen_derivative, "j > i ? NAN : 1.25f"};
     char what[320];
     snprintf(what, sizeof what, "%s with an unseen derivative of NaN, on %s", text, way->name);
-    check_way(t, what, 4, way, 0);
+    test_backward_check(t, what, 4, way, &as_usual);
     test_data_free(t);
 }
 END_TEST
@@ -555,7 +370,7 @@ START_TEST(alone_and_in_a_batch)
 {
     static const char *const rests[] = {"hq2 hkv1 q150 kv300 d40 causal",
                                         "hq4 hkv4 q70 kv90 d32 softcap=3 window=40,9"};
-    const test_way *way = &ways[_i % TEST_WAYS];
+    const test_way *way = &test_backward_ways[_i % TEST_WAYS];
     char text[2][128];
     for (int i = 0; i < 2; i++) snprintf(text[i], sizeof text[i], "f32 b%d %s", i ? 1 : 3, rests[_i / TEST_WAYS]);
     if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
@@ -572,21 +387,21 @@ START_TEST(alone_and_in_a_batch)
             }
     test_data *d_o_all, *d_o_one;
     float *d_lse_all, *d_lse_one;
-    gradients g_all, g_one;
-    forward_and_loss(all, 1, &d_o_all, &d_lse_all);
-    forward_and_loss(one, 1, &d_o_one, &d_lse_one);
+    test_gradients g_all, g_one;
+    test_loss(all, 1, &d_o_all, &d_lse_all);
+    test_loss(one, 1, &d_o_one, &d_lse_one);
     for (int64_t h = 0; h < p->n_heads_q; h++)
         for (int64_t i = 0; i < p->n_q; i++) {
             d_lse_one[h * p->n_q + i] = d_lse_all[(2 * p->n_heads_q + h) * p->n_q + i];
             for (int64_t d = 0; d < p->head_dim_v; d++)
                 test_set(d_o_one, 'o', 0, h, i, d, test_get(d_o_all, 'o', 2, h, i, d));
         }
-    run_backward(all, way, 0, d_o_all->o, d_lse_all, &g_all);
-    run_backward(one, way, 0, d_o_one->o, d_lse_one, &g_one);
+    test_backward_run(all, way, 0, d_o_all->o, d_lse_all, &g_all);
+    test_backward_run(one, way, 0, d_o_one->o, d_lse_one, &g_one);
     for (int i = 0; i < 3; i++)
         ck_assert_msg(!memcmp(g_one.data[i], g_all.data[i] + 2 * g_one.bytes[i], g_one.bytes[i]),
                       "%s on %s: gradient %d depends on the batch", text[0], way->name, i);
-    gradients_free(&g_all), gradients_free(&g_one);
+    test_gradients_free(&g_all), test_gradients_free(&g_one);
     free(d_lse_all), free(d_lse_one);
     test_data_free(d_o_all), test_data_free(d_o_one), test_data_free(all), test_data_free(one);
 }
@@ -637,20 +452,20 @@ static const clattn_backward_args *spoil(clattn_backward_args *a, int nth)
 
 START_TEST(what_is_refused)
 {
-    const test_way *way = &ways[_i % TEST_WAYS];
+    const test_way *way = &test_backward_ways[_i % TEST_WAYS];
     if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
     test_data *t = test_data_from_text("f32 b1 hq2 hkv2 q20 kv20 d16 alibi", 3), *like_o;
     float *d_lse;
-    gradients g;
-    forward_and_loss(t, 1, &like_o, &d_lse);
+    test_gradients g;
+    test_loss(t, 1, &like_o, &d_lse);
     clattn_plan *plan = test_plan(test_way_context(way, t->p.dtype), &t->p, way, 0, 0, 0);
-    clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g);
+    clattn_backward_args args = test_backward_args(t, like_o->o, d_lse, &g);
     ck_assert_int_eq(clattn_backward(plan, spoil(&args, _i / TEST_WAYS)), CLATTN_STATUS_INVALID_ARGUMENT);
     ck_assert_msg(strstr(clattn_last_error()->message, refusals[_i / TEST_WAYS]) != NULL, "%s: %s",
                   refusals[_i / TEST_WAYS], clattn_last_error()->message);
     for (int i = 0; i < 6; i++)
         for (size_t n = 0; n < g.bytes[i]; n++) ck_assert_int_eq(g.data[i][n], 0xff);
-    gradients_free(&g);
+    test_gradients_free(&g);
     free(d_lse);
     clattn_plan_release(plan);
     test_data_free(like_o), test_data_free(t);
@@ -662,19 +477,19 @@ START_TEST(overlapping_bias)
 {
     test_data *t = test_data_from_text("f32 b1 hq1 hkv1 q20 kv20 d16", 3), *like_o;
     float *d_lse, bias[64] = {0}, dbias[64];
-    gradients g;
-    forward_and_loss(t, 1, &like_o, &d_lse);
+    test_gradients g;
+    test_loss(t, 1, &like_o, &d_lse);
     t->p.bias.dtype = CLATTN_DTYPE_F32;
     t->p.bias.strides = (clattn_score_strides){0, 0, 1, 1};
-    clattn_plan *plan = test_plan(test_host_context(), &t->p, &ways[0], 0, 0, 0);
-    clattn_backward_args args = backward_args(t, like_o->o, d_lse, &g);
+    clattn_plan *plan = test_plan(test_host_context(), &t->p, &test_backward_ways[0], 0, 0, 0);
+    clattn_backward_args args = test_backward_args(t, like_o->o, d_lse, &g);
     args.forward.bias = clattn_host_buffer(bias);
     args.dbias = clattn_host_buffer(dbias);
     ck_assert_int_eq(clattn_backward(plan, &args), CLATTN_STATUS_INVALID_ARGUMENT);
     ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "args.dbias has the strides of bias, whose elements"));
     args.dbias = clattn_host_buffer(NULL);
     test_ok(clattn_backward(plan, &args));
-    gradients_free(&g);
+    test_gradients_free(&g);
     free(d_lse);
     clattn_plan_release(plan);
     test_data_free(like_o), test_data_free(t);
@@ -683,7 +498,7 @@ END_TEST
 
 START_TEST(plans_of_the_other_pass)
 {
-    const test_way *way = &ways[_i];
+    const test_way *way = &test_backward_ways[_i];
     if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
     clattn_problem p;
     clattn_backward_args args;

@@ -1,7 +1,7 @@
-/* Each variant of each forward kernel on two shapes, every buffer the layer's own: for Oclgrind, which sees races, reads of
+/* Each variant of each kernel on two shapes, every buffer the layer's own: for Oclgrind, which sees races, reads of
  * nothing and overruns, and for the guard pages of the fault layer. And kernels with planted mistakes: which one,
  * CLATTN_TEST_PLANTED says. */
-#include "harness.h"
+#include "gradients.h"
 
 #include <clattn/opencl.h>
 
@@ -28,6 +28,16 @@ static const char *const packed[] = {"f32 hq2 hkv1 d8 varlen=19,0,7:21,5,3 causa
                                      "f16 hq2 hkv2 d9 varlen=3,20:0,37 mask sinks"};
 static const clattn_kernel kernels[] = {CLATTN_KERNEL_ATTN_FWD_LANES, CLATTN_KERNEL_ATTN_FWD,
                                         CLATTN_KERNEL_ATTN_DECODE_LANES};
+static const char *const backward_variants[] = {
+    "f32 d6 causal",
+    "f32 d20 dv9 window=7,2 softcap=3 alibi",
+    "f32 d8 bias=1,h,q,kv:f16 kvlen=17",
+    "f32 d8 mask=b,1,q,kv sinks dropout=0.3:seed=4",
+    "f16 d18 bias=b,1,1,kv causal",
+    "bf16 d7 dv5 alibi=per-batch sinks offset=3",
+    "f64 d9 softcap=2 alibi bias mask sinks",
+};
+enum { BACKWARD_VARIANTS = sizeof backward_variants / sizeof backward_variants[0] };
 enum {
     SHAPES = 2,
     VARIANTS = sizeof variants / sizeof variants[0],
@@ -44,6 +54,13 @@ static clattn_context *copying_context(void)
     options.copy_transfers = 1;
     if (!context) test_ok(clattn_context_create(&options, &context));
     return context;
+}
+
+static bool is_simulated(void)
+{
+    clattn_device_info info;
+    ck_assert(test_device_info(&info));
+    return !strcmp(info.platform, "Oclgrind"); /* whose log counts: half arithmetic gives zeros there, and more */
 }
 
 START_TEST(variant)
@@ -68,12 +85,24 @@ START_TEST(variant)
     test_ok(clattn_plan_create(copying_context(), &t->p, &options, &plan));
     test_forward(t, plan);
     clattn_plan_release(plan);
-    clattn_device_info info;
-    ck_assert(test_device_info(&info));
-    if (strcmp(info.platform, "Oclgrind")) { /* whose log counts: half arithmetic gives zeros there, and more */
+    if (!is_simulated()) {
         test_reference(t);
         test_compare(t, clattn_kernel_name(options.kernel));
     }
+    test_data_free(t);
+}
+END_TEST
+
+START_TEST(backward_variant)
+{
+    const int which = _i % (SHAPES * BACKWARD_VARIANTS);
+    const test_way *way = &test_backward_ways[1 + _i / (SHAPES * BACKWARD_VARIANTS)];
+    const bool simulated = is_simulated();
+    char text[256];
+    snprintf(text, sizeof text, "%s %s", backward_variants[which / SHAPES], shapes[which % SHAPES]);
+    test_data *t = test_data_from_text(text, (uint64_t)_i);
+    const test_backward_how how = {.block = 16, .context = copying_context(), .runs_alone = simulated};
+    test_backward_check(t, text, (uint64_t)_i, way, &how);
     test_data_free(t);
 }
 END_TEST
@@ -126,6 +155,9 @@ Suite *test_suite(void)
         all[k] = test_case(suite, clattn_kernel_name(kernels[k]));
         tcase_add_loop_test(all[k], variant, k * TEXTS, (k + 1) * TEXTS);
     }
+    for (int k = 0; k < 2; k++)
+        tcase_add_loop_test(test_case(suite, clattn_kernel_name(test_backward_ways[1 + k].kernel)), backward_variant,
+                            k * SHAPES * BACKWARD_VARIANTS, (k + 1) * SHAPES * BACKWARD_VARIANTS);
     tcase_add_test(test_case(suite, "planted"), planted);
     return suite;
 }
