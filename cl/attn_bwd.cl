@@ -70,7 +70,8 @@ WG_KERNEL void attn_bwd(BACKWARD_PARAMETERS)
                 const int found = tile_mask_classify(&mask_found, &src, i0, n_q, j0, j_end, row, col, lid);
                 if (!(found & MASK_SOME)) continue;
                 const int i_last = min_int(i0 + BLOCK_Q, n_q) - 1, n_rows = n_q - i0;
-                const int cut = mask_cuts(band, i0, i_last, j0, j0 + BLOCK_KV) || (found & MASK_HIDDEN);
+                const int cut = mask_cuts(band, i0, i_last, j0, j0 + BLOCK_KV) || (found & MASK_HIDDEN) ||
+                                rows_without_probs(lse_head, args.lse_row, i0, n_q);
                 __global const storage *q_block = q_head + i0 * args.q_row, *d_o_block = d_o_head + i0 * args.o_row;
                 real s[TILE_M][TILE_N], dp[TILE_M][TILE_N]; /* this work-item's part of S' and dP', then P' and dS' */
                 query_rows rows;

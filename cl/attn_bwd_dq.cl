@@ -43,6 +43,7 @@ WG_KERNEL void attn_bwd_dq(BACKWARD_PARAMETERS)
     query_rows rows;
     query_rows_load(&rows, lse, args.lse_row, workspace + back.delta_at + head * args.n_q, i0, n_q, row, col);
 
+    const int lacks_probs = rows_without_probs(lse, args.lse_row, i0, n_q);
     real slope = 0; /* this work-item's part */
     for (int d0 = 0; d0 < HEAD_DIM_QK; d0 += GRAD_COLUMNS) {
         o_row acc[TILE_M]; /* this work-item's part of columns d0 .. of dQ */
@@ -51,7 +52,7 @@ WG_KERNEL void attn_bwd_dq(BACKWARD_PARAMETERS)
         for (int j0 = j_first; j0 < j_end; j0 += BLOCK_KV) {
             const int found = tile_mask_classify(&mask_found, &src, i0, n_q, j0, j_end, row, col, lid);
             if (!(found & MASK_SOME)) continue;
-            const int cut = mask_cuts(band, i0, i_last, j0, j0 + BLOCK_KV) || (found & MASK_HIDDEN);
+            const int cut = mask_cuts(band, i0, i_last, j0, j0 + BLOCK_KV) || (found & MASK_HIDDEN) || lacks_probs;
             const int n_keys = j_end - j0;
             __global const storage *k_block = k + j0 * args.k_row, *v_block = v + j0 * args.v_row;
             real s[TILE_M][TILE_N], dp[TILE_M][TILE_N]; /* this work-item's part of S and dP, then P and dS */

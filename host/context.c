@@ -67,9 +67,9 @@ clattn_status clattn__context_new(const clattn_context_options *given, clattn_co
     FORWARD(check_options(o));
 
     clattn_context *c = calloc(1, sizeof *c);
-    char *name = o->device_name ? strdup(o->device_name) : NULL;
+    char *name = o->device == CLATTN_DEVICE_NAME ? strdup(o->device_name) : NULL;
     host_threads *threads = clattn__threads_create(o->n_threads, o->parallel_for, o->parallel_for_user);
-    if (!c || (o->device_name && !name) || !threads) {
+    if (!c || (o->device == CLATTN_DEVICE_NAME && !name) || !threads) {
         free(c);
         free(name);
         clattn__threads_free(threads);

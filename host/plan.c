@@ -40,6 +40,7 @@ enum {
     SMALL_GROUP = 64,             /* most work-items of the small kernels' groups */
     BIAS_TILE = 4,                /* attn_bwd_bias: rows and keys of a work-item, as in the kernel */
 };
+static const int64_t ALL_ROWS_MAX = (int64_t)1 << 52; /* rows of all heads and entries: their bytes fit 63 bits */
 
 const char *clattn_path_name(clattn_path path)
 {
@@ -142,6 +143,8 @@ clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options
     return CLATTN_PATH_AUTO;
 }
 
+static int64_t div_up(int64_t n, int64_t m) { return (n + m - 1) / m; }
+
 static clattn_status check_reach(const problem *p)
 {
     RETURN_IF(p->n_q >= ROWS_MAX || p->n_kv >= ROWS_MAX, UNSUPPORTED,
@@ -152,6 +155,11 @@ static clattn_status check_reach(const problem *p)
     RETURN_IF(p->batch > INT32_MAX || p->n_heads_q > INT32_MAX, UNSUPPORTED,
               "batch is %" PRId64 " and n_heads_q %" PRId64 "; the kernels count up to %d", p->batch, p->n_heads_q,
               INT32_MAX);
+    const int64_t longest = p->n_q > p->n_kv ? p->n_q : p->n_kv, heads = p->batch * p->n_heads_q;
+    RETURN_IF(longest > ALL_ROWS_MAX / heads, UNSUPPORTED,
+              "batch is %" PRId64 ", n_heads_q %" PRId64 ", n_q %" PRId64 " and n_kv %" PRId64
+              "; together they count up to %" PRId64 " rows",
+              p->batch, p->n_heads_q, p->n_q, p->n_kv, ALL_ROWS_MAX);
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -179,6 +187,11 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
     if (o->pass == CLATTN_PASS_BACKWARD) {
         RETURN_IF(p->score_function.host && !p->score_function.host_derivative, UNSUPPORTED,
                   "score_function.host_derivative is NULL; backward needs it on the host path");
+        int64_t bytes; /* of dQ's partials of a batch entry */
+        RETURN_IF(__builtin_mul_overflow((p->n_q + BACKWARD_BLOCK) * (p->head_dim_qk + 16) * 16,
+                                         p->n_heads_q * SPLITS_WANTED, &bytes),
+                  UNSUPPORTED, "host_backward would keep sums of %" PRId64 " rows of %" PRId64 " heads", p->n_q,
+                  p->n_heads_q);
         plan->kernel = CLATTN_KERNEL_HOST_BACKWARD;
         plan->block_q = plan->block_kv = BACKWARD_BLOCK;
         plan->chunk = 0;
@@ -206,8 +219,6 @@ clattn_kernel clattn__plan_device_kernel(const device_profile *device, clattn_pa
     if (pass == CLATTN_PASS_BACKWARD) return device->is_cpu ? CLATTN_KERNEL_ATTN_BWD_LANES : CLATTN_KERNEL_ATTN_BWD;
     return device->is_cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
 }
-
-static int64_t div_up(int64_t n, int64_t m) { return (n + m - 1) / m; }
 
 int clattn__plan_axis(const device_choice *c, const device_stage *stage, axis a)
 {
@@ -268,7 +279,11 @@ static clattn_status choose_decode(const problem *p, const device_profile *d, co
     const int64_t chunks = p->n_kv ? (p->n_kv + block_kv - 1) / block_kv : 1;
     const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
     const int64_t row = (p->head_dim_v + lanes - 1) / lanes * lanes + lanes;
-    int64_t bytes;
+    int64_t bytes = DECODE_ROWS * (div_up(p->head_dim_qk, lanes) * lanes + block_kv) * real_size;
+    RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,
+              "attn_decode_lanes with head_dim_qk %" PRId64 " and block_kv %" PRId64 " needs %" PRId64
+              " bytes of private memory; it may use %d",
+              p->head_dim_qk, block_kv, bytes, LANES_PRIVATE_MOST);
     RETURN_IF(__builtin_mul_overflow(row * real_size * chunks, decode_rows(p), &bytes) ||
                   __builtin_mul_overflow(bytes, p->batch * p->n_heads_kv, &bytes) || bytes > d->max_alloc_bytes,
               UNSUPPORTED,
@@ -373,7 +388,7 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
     const int64_t slope_parts = p->alibi ? c->n_slope_parts : 0;
     fits = fits && !__builtin_mul_overflow(heads_q, p->n_q + slope_parts, &bytes) && bytes <= d->max_alloc_bytes;
     c->slopes_at = heads_q * p->n_q;
-    c->partials_at = div_up(c->slopes_at + heads_q * slope_parts, 16) * 16;
+    c->partials_at = fits ? div_up(c->slopes_at + heads_q * slope_parts, 16) * 16 : 0;
     fits = fits && !__builtin_mul_overflow(c->partials_of_entry, c->entries_in_turn, &bytes) &&
            !__builtin_add_overflow(bytes, c->partials_at, &bytes) &&
            !__builtin_mul_overflow(bytes, real_size, &c->workspace_bytes);

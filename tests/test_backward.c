@@ -363,6 +363,30 @@ START_TEST(nan_derivative_unseen)
 }
 END_TEST
 
+/* A row that a bias of -infinity, or a Q of -infinity, hides all from: 0 whatever its dO is. A key of weight 0 in an infinite
+ * K, which rows that are not there must not see either. */
+START_TEST(nan_without_probs)
+{
+    static const char *const texts_of[] = {"f32 b1 hq2 hkv1 q37 kv70 d16 bias=1,h,q,kv", "f32 b1 hq1 hkv1 q37 kv70 d16",
+                                           "f32 b1 hq1 hkv1 q37 kv64 d16 alibi"};
+    const int which = _i / TEST_WAYS;
+    const test_way *way = &test_backward_ways[_i % TEST_WAYS];
+    if (!test_way_context(way, CLATTN_DTYPE_F32)) return;
+    test_data *t = test_data_from_text(texts_of[which], 3);
+    for (int64_t i = 0; which == 0 && i < 2; i++)
+        for (int64_t h = 0; h < 2; h++)
+            for (int64_t j = 0; j < 70; j++) ((float *)t->bias)[test_beside(t->p.bias.strides, 0, h, i, j)] = -INFINITY;
+    for (int64_t j = 0; which == 1 && j < 70; j++) test_set(t, 'k', 0, 0, j, 0, 1);
+    if (which == 1) test_set(t, 'q', 0, 0, 0, 0, -INFINITY);
+    for (int64_t i = 0; which == 2 && i < 37; i++) test_set(t, 'q', 0, 0, i, 0, 1);
+    if (which == 2) test_set(t, 'k', 0, 0, 7, 0, -INFINITY);
+    char what[320];
+    snprintf(what, sizeof what, "%s without probs, on %s", texts_of[which], way->name);
+    test_backward_check(t, what, 4, way, &(test_backward_how){.nan_rows = which == 0 ? 2 : which == 1 ? 1 : 0});
+    test_data_free(t);
+}
+END_TEST
+
 /* ---- bits */
 
 /* The last entry of a batch of 3 alone gives the bits that it gives there. */
@@ -532,6 +556,7 @@ Suite *test_suite(void)
     t = test_case(s, "nan");
     tcase_add_loop_test(t, nan_unseen, 0, 4 * TEST_WAYS);
     tcase_add_loop_test(t, nan_derivative_unseen, 0, 2 * TEST_WAYS);
+    tcase_add_loop_test(t, nan_without_probs, 0, 3 * TEST_WAYS);
     t = test_case(s, "bits");
     tcase_add_loop_test(t, alone_and_in_a_batch, 0, 2 * TEST_WAYS);
     t = test_case(s, "refusals");

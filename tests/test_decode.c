@@ -91,6 +91,22 @@ START_TEST(hidden_rows)
 }
 END_TEST
 
+/* The bias hides all from the second row: it gives 0, whatever stands in V. */
+START_TEST(hidden_by_bias)
+{
+    const test_way *way = &ways[_i];
+    test_data *t = test_data_from_text("f32 b1 hq1 hkv1 q3 kv700 d64 bias", 8);
+    if (!test_way_context(way, t->p.dtype)) return;
+    for (int64_t j = 0; j < 700; j++) ((float *)t->bias)[test_beside(t->p.bias.strides, 0, 0, 1, j)] = -INFINITY;
+    test_set(t, 'v', 0, 0, 10, 3, (double)NAN);
+    test_set(t, 'v', 0, 0, 400, 5, (double)INFINITY);
+    test_reference(t);
+    test_run(t, way, 0, 0);
+    test_compare(t, "hidden by bias");
+    test_data_free(t);
+}
+END_TEST
+
 /* ---- the choice */
 
 static clattn_kernel kernel_of(const char *text, clattn_path path)
@@ -189,6 +205,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, right, 0, N_PROBLEMS * N_CHUNKS * N_WAYS);
     tcase_add_loop_test(t, split_tile_right, 0, N_SPLIT_TILES);
     tcase_add_loop_test(t, hidden_rows, 0, 3 * N_WAYS);
+    tcase_add_loop_test(t, hidden_by_bias, 0, N_WAYS);
     t = test_case(s, "choice");
     tcase_add_test(t, chosen_on_host);
     tcase_add_test(t, chosen_on_device);

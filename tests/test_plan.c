@@ -385,6 +385,31 @@ static const host_case host_cases[] = {
 };
 enum { N_HOSTS = sizeof host_cases / sizeof *host_cases };
 
+/* The sums of every row's dQ would overflow; a decoding plan that would keep a row of Q on a thread's stack. */
+START_TEST(refuses_what_is_too_large)
+{
+    clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    host_plan h;
+    problem p = problem_of("f32 hq1 d8 varlen=1"); /* n_q is an upper bound: any number is legal */
+    p.batch = p.n_heads_q = 1 << 21;
+    p.n_q = 300000000;
+    ck_assert_int_eq(clattn__plan_host(&p, &o, 6, &h), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "together they count up to 4503599627370496 rows"));
+    p.batch = 1;
+    p.n_q = 300000;
+    p.head_dim_qk = 8000000;
+    o.pass = CLATTN_PASS_BACKWARD;
+    ck_assert_int_eq(clattn__plan_host(&p, &o, 6, &h), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "host_backward would keep sums of 300000 rows"));
+    const device_profile d = profile_of(&machines[5]);
+    device_choice c;
+    p = problem_of("f32 hq1 q1 kv600 d524288 dv16");
+    o = options_of(CLATTN_KERNEL_ATTN_DECODE_LANES, 0, 0);
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "attn_decode_lanes with head_dim_qk 524288"));
+}
+END_TEST
+
 START_TEST(host_plan_of)
 {
     const host_case *k = &host_cases[_i];
@@ -830,6 +855,7 @@ Suite *test_suite(void)
 
     t = add_case(s, "host");
     tcase_add_loop_test(t, host_plan_of, 0, N_HOSTS);
+    tcase_add_test(t, refuses_what_is_too_large);
     tcase_add_loop_test(t, path_wanted, 0, N_PATHS);
     tcase_add_test(t, axis_names);
     tcase_add_test(t, canonical_problem);

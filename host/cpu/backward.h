@@ -27,9 +27,8 @@ typedef struct backward_head {
 
 /* All query heads of one kv head of one batch entry. */
 typedef struct backward_job {
-    const void *k, *v; /* [n_kv, head_dim_qk] [n_kv, head_dim_v] */
-    void *dk, *dv;     /* likewise; NULL: not wanted */
-    void *dbias;       /* real, through its own dense strides; NULL: not wanted, or another pass */
+    const void *k, *v;                           /* [n_kv, head_dim_qk] [n_kv, head_dim_v] */
+    void *dk, *dv;                               /* likewise; NULL: not wanted */
     int64_t q_row, k_row, v_row, o_row, lse_row; /* strides, elements */
     clattn_dtype dtype;
     int head_dim_qk, head_dim_v, n_q, n_kv;
@@ -56,7 +55,7 @@ typedef struct backward_ops {
     size_t (*work_bytes)(int head_dim_qk, int head_dim_v);
     /* dK and dV of the kv tiles first_tile, first_tile + tile_step, ... and what they add to dQ and dslope. */
     void (*tiles)(const backward_job *job, int first_tile, int tile_step, void *work);
-    /* P dZ of one q block and kv tile summed into dbias [BACKWARD_BLOCK rows][BACKWARD_BLOCK keys], real. */
+    /* dZ of one q block and kv tile summed into dbias [BACKWARD_BLOCK rows][BACKWARD_BLOCK keys], real. */
     void (*bias_tile)(const backward_job *job, int head, int q0, int k0, void *sum, void *work);
     /* delta of n rows. d_lse may be NULL. */
     void (*delta)(const void *o, const void *d_o, const float *lse, const float *d_lse, clattn_dtype dtype,
