@@ -80,10 +80,11 @@ static cl_int binary_get(cl_program program, cl_device_id id, size_t *size, unsi
     unsigned char *places[DEVICES_MOST] = {0};
     cl_int code = clGetProgramInfo(program, CL_PROGRAM_DEVICES, sizeof devices, devices, &bytes);
     if (code == CL_SUCCESS) code = clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof sizes, sizes, NULL);
-    if (code != CL_SUCCESS) return code;
     const size_t n = bytes / sizeof *devices;
+    if (code != CL_SUCCESS || !n) return code;
     while (i < n && devices[i] != id) i++;
-    if (i == n) return CL_INVALID_DEVICE;
+    if (i == n || !sizes[i]) /* PoCL 3.1 counts only the devices that it built for */
+        for (i = 0; i < n - 1 && !sizes[i];) i++;
     if (to && sizes[i] != *size) return CL_INVALID_VALUE;
     *size = sizes[i];
     places[i] = to;
