@@ -104,6 +104,26 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* ---- built programs */
+
+clattn_status clattn_plan_get_binaries(const clattn_plan *plan, void *data, size_t size, size_t *needed)
+{
+    RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
+    RETURN_IF(!needed, INVALID_ARGUMENT, "needed is NULL");
+    if (plan->device_plan) return clattn__device_plan_binaries(plan->device_plan, data, size, needed);
+    *needed = 0;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn_context_add_binaries(clattn_context *context, const void *data, size_t size)
+{
+    struct device *d;
+    RETURN_IF(!data && size, INVALID_ARGUMENT, "data is NULL; size is %zu", size);
+    if (!context) FORWARD(clattn__context_default(&context));
+    FORWARD(clattn__context_device(context, &d));
+    return clattn__device_add_binaries(d, data, size);
+}
+
 /* ---- forward and backward */
 
 /* backward: NULL, or of a backward plan, whose forward args are `args`. */

@@ -25,6 +25,10 @@ clattn_status clattn__device_plan_create(device *d, clattn_context *context, con
                                          const device_choice *choice, device_plan **plan);
 void clattn__device_plan_free(device_plan *plan);
 
+/* Records of the plan's programs, as clattn_plan_get_binaries has them, and records for a device's plans to come. */
+clattn_status clattn__device_plan_binaries(const device_plan *plan, void *data, size_t size, size_t *needed);
+clattn_status clattn__device_add_binaries(device *d, const void *data, size_t size);
+
 /* Host pointers in, host pointers out. args: checked, and those of `backward` unless that is NULL. copy: not in the
  * caller's memory, even where that could be. */
 clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,

@@ -48,6 +48,18 @@ clattn_status clattn__device_plan_create(device *d, clattn_context *context, con
 
 void clattn__device_plan_free(device_plan *plan) { (void)plan; }
 
+clattn_status clattn__device_plan_binaries(const device_plan *plan, void *data, size_t size, size_t *needed)
+{
+    (void)plan, (void)data, (void)size, (void)needed;
+    return none();
+}
+
+clattn_status clattn__device_add_binaries(device *d, const void *data, size_t size)
+{
+    (void)d, (void)data, (void)size;
+    return none();
+}
+
 clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
                                  const clattn_backward_args *backward, bool copy)
 {

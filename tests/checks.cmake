@@ -19,6 +19,7 @@ if(CLATTN_OPENCL)
   clattn_add_check(test_opencl 133)
   clattn_add_check(test_decode 153)
   clattn_add_check(test_backward_cl 31)
+  clattn_add_check(test_cache 40)
 endif()
 if(TARGET clattn_program)
   clattn_add_check(test_cli 148)
@@ -31,6 +32,7 @@ add_test(NAME headers COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/test_headers/run.sh
 if(TARGET clattn) # find_package's clattn::clattn is the shared library, where there is one
   add_test(NAME package COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/package/run.sh ${PROJECT_BINARY_DIR} ${PROJECT_SOURCE_DIR}
                                 ${CMAKE_COMMAND} ${CMAKE_C_COMPILER} $<BOOL:${CLATTN_OPENCL}>)
+  set_tests_properties(package PROPERTIES ENVIRONMENT CLATTN_CACHE=0)
 endif()
 clattn_add_check(test_features 1720)
 
@@ -49,4 +51,5 @@ foreach(case_checks reference=52 ways=133 nan=27 bits=6 refusals=49)
 endforeach()
 if(TARGET training)
   add_test(NAME training COMMAND training)
+  set_tests_properties(training PROPERTIES ENVIRONMENT CLATTN_CACHE=0)
 endif()

@@ -229,7 +229,7 @@ START_TEST(inits_fill_all)
     clattn_forward_args_init(&a);
     ck_assert(d.struct_size == sizeof d && d.name[0] == 0 && d.why[0] == 0 && d.index == 0);
     ck_assert(c.struct_size == sizeof c && c.device == CLATTN_DEVICE_DEFAULT && !c.device_name && c.n_threads == 0);
-    ck_assert(!c.parallel_for && !c.log && !c.copy_transfers);
+    ck_assert(!c.parallel_for && !c.log && !c.copy_transfers && c.program_cache == CLATTN_PROGRAM_CACHE_DEFAULT);
     ck_assert(o.struct_size == sizeof o && o.path == CLATTN_PATH_AUTO && o.kernel == CLATTN_KERNEL_AUTO);
     ck_assert(o.block_q == 0 && o.block_kv == 0 && o.n_threads == 0);
     ck_assert(i.struct_size == sizeof i && i.n_threads == 0 && i.instructions == NULL);
@@ -706,6 +706,15 @@ START_TEST(nulls)
     ck_assert_int_eq(clattn_plan_create(c, &p, NULL, &plan), CLATTN_STATUS_SUCCESS);
     expect(clattn_plan_get_info(NULL, &info), invalid, (words){"plan is NULL"}, "plan_get_info");
     expect(clattn_plan_get_info(plan, NULL), invalid, (words){"info is NULL"}, "plan_get_info");
+    size_t needed = 5;
+    expect(clattn_plan_get_binaries(NULL, NULL, 0, &needed), invalid, (words){"plan is NULL"}, "plan_get_binaries");
+    expect(clattn_plan_get_binaries(plan, NULL, 0, NULL), invalid, (words){"needed is NULL"}, "plan_get_binaries");
+    ck_assert_uint_eq(needed, 5);
+    ck_assert_int_eq(clattn_plan_get_binaries(plan, NULL, 0, &needed), CLATTN_STATUS_SUCCESS);
+    ck_assert_uint_eq(needed, 0);
+    expect(clattn_context_add_binaries(c, NULL, 3), invalid, (words){"data is NULL", "size is 3"}, "add_binaries");
+    expect(clattn_context_add_binaries(c, "abc", 3), CLATTN_STATUS_NO_DEVICE,
+           (words){CLATTN_HAVE_OPENCL ? "host-only" : "OpenCL"}, "add_binaries");
     expect(clattn_forward(NULL, &a), invalid, (words){"plan is NULL"}, "forward");
     expect(clattn_forward(plan, NULL), invalid, (words){"args is NULL"}, "forward");
     expect(clattn_attention(c, NULL, f.q, f.k, f.v, f.o, f.lse), invalid, (words){"problem is NULL"}, "attention");
@@ -841,6 +850,10 @@ START_TEST(context_options_refused)
     o.device_name = k->name;
     o.n_threads = k->n_threads;
     expect(clattn_context_create(&o, &c), k->status, k->says, k->what);
+    clattn_context_options_init(&o);
+    o.program_cache = (clattn_program_cache)(2 + _i);
+    expect(clattn_context_create(&o, &c), CLATTN_STATUS_INVALID_ARGUMENT, (words){"options.program_cache is "},
+           k->what);
     ck_assert_ptr_eq(c, marker);
     c = host_context();
     run_good(c, k->what);

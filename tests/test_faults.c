@@ -507,6 +507,78 @@ static void make_cl_for_plan(world *w)
     make_for_plan(w);
 }
 
+/* ---- subjects: programs on disk and in the app's hands */
+
+static char cache_folder[64];
+
+static void cache_remove(void)
+{
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf '%s'", cache_folder);
+    if (*cache_folder) ck_assert_int_eq(system(command), 0);
+    *cache_folder = 0;
+}
+
+static void make_for_cache(world *w)
+{
+    strcpy(cache_folder, "/tmp/clattn-faults-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(cache_folder));
+    setenv("CLATTN_CACHE_DIR", cache_folder, 1);
+    make_for_plan(w);
+}
+
+/* A context that has built nothing and reads what the last one left on disk. */
+static void before_cached_plan(world *w)
+{
+    setenv("CLATTN_CACHE", "1", 1);
+    make_context(w);
+    setenv("CLATTN_CACHE", "0", 1);
+}
+
+static void before_uncached_plan(world *w)
+{
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf '%s'/*", cache_folder);
+    ck_assert_int_eq(system(command), 0);
+    before_cached_plan(w);
+}
+
+/* What the cache cannot do is no failure. */
+static bool without_cache(const world *w)
+{
+    (void)w;
+    return true;
+}
+
+static void make_binaries(world *w)
+{
+    size_t bytes = 0;
+    make_plan(w);
+    test_ok(clattn_plan_get_binaries(w->plan, NULL, 0, &bytes));
+    void *base = own(w, bytes);
+    w->n_outputs = 0;
+    add_output(w, base, bytes, base, bytes);
+}
+
+static clattn_status call_get_binaries(world *w)
+{
+    size_t needed;
+    return clattn_plan_get_binaries(w->plan, w->outputs[0].base, w->outputs[0].bytes, &needed);
+}
+
+static void make_given_binaries(world *w)
+{
+    size_t needed;
+    make_binaries(w);
+    test_ok(clattn_plan_get_binaries(w->plan, w->outputs[0].base, w->outputs[0].bytes, &needed));
+    w->n_outputs = 0; /* an input here */
+}
+
+static clattn_status call_add_binaries(world *w)
+{
+    return clattn_context_add_binaries(w->context, w->outputs[0].base, w->outputs[0].bytes);
+}
+
 /* ---- subjects: forward, backward, and what else computes */
 
 static clattn_status call_forward(world *w) { return clattn_forward(w->plan, &w->args); }
@@ -877,6 +949,10 @@ static const subject subjects[] = {
     {"plan_create from_cl",      PER_BATCH,  AUTO,     0,    make_cl_for_plan,    before_plan_from_cl, call_plan,               undo_context, plan_says, BOTH},
     {"plan_create on the host",  LONG,       HOST,     0,    make_for_plan,       before_plan,         call_plan,               undo_context, NULL,      BOTH},
     {"plan_create on the host",  LONG,       BACKWARD, 0,    make_for_plan,       before_plan,         call_plan,               undo_context, NULL,      BOTH},
+    {"plan_create, kept on disk", EVERYTHING, LANES,   0,    make_for_cache,      before_uncached_plan, call_plan,              undo_context, without_cache, BOTH},
+    {"plan_create, from disk",   EVERYTHING, LANES,    0,    make_for_cache,      before_cached_plan,  call_plan,               undo_context, without_cache, BOTH},
+    {"plan_get_binaries",        FEW,        DECODE,   0,    make_binaries,       NULL,                call_get_binaries,       NULL,         NULL,      BOTH},
+    {"context_add_binaries",     FEW,        DECODE,   0,    make_given_binaries, NULL,                call_add_binaries,       NULL,         NULL,      BOTH},
     {"forward in place",         EVERYTHING, LANES,    0,    make_plan,           NULL,                call_forward,            NULL,         NULL,      BOTH},
     {"forward copied",           EVERYTHING, LANES,    1,    make_plan,           NULL,                call_forward,            NULL,         NULL,      BOTH},
     {"forward in place",         EVERYTHING, LOCAL,    0,    make_plan,           NULL,                call_forward,            NULL,         NULL,      BOTH},
@@ -1047,6 +1123,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(rig, planted_mistakes, 0, 6);
     tcase_add_test(rig, planted_overrun);
     TCase *all = test_case(suite, "failures");
+    tcase_add_checked_fixture(all, NULL, cache_remove);
     tcase_add_loop_test(all, failures, 0, N_SUBJECTS * INJECTORS);
     TCase *device = test_case(suite, "a device that fails");
     tcase_add_loop_test(device, watchdog, 0, 3);

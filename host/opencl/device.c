@@ -306,7 +306,9 @@ clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device
     clattn_status status = probe_profile(&asked, &d->profile, &refused);
     if (status == CLATTN_STATUS_SUCCESS && *refused) {
         status = clattn__fail(CLATTN_STATUS_NO_DEVICE, 0, "%s cannot be used: %s", d->profile.name, refused);
-    } else if (status == CLATTN_STATUS_SUCCESS) {
+    }
+    if (status == CLATTN_STATUS_SUCCESS) status = clattn__cache_open(&d->cache, id);
+    if (status == CLATTN_STATUS_SUCCESS) {
         d->queue = clCreateCommandQueue(cl, id, 0, &code);
         if (code != CL_SUCCESS) status = clattn__cl_fail("clCreateCommandQueue", code);
     }
@@ -339,6 +341,7 @@ void clattn__device_close(struct device *d)
         next = k->next;
         clattn__device_kernel_free(k);
     }
+    clattn__cache_close(&d->cache);
     clReleaseCommandQueue(d->queue);
     clReleaseContext(d->cl);
     clReleaseDevice(d->id);

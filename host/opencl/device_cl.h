@@ -2,18 +2,23 @@
 #ifndef CLATTN_DEVICE_CL_H
 #define CLATTN_DEVICE_CL_H
 
+#include <stdatomic.h>
 #include <sys/types.h>
 
 #include <clattn/opencl.h>
 
 #include "../device.h"
 #include "../error.h"
+#include "cache.h"
 
 /* A built variant. A cl_kernel's arguments are set and enqueued under its lock: OpenCL gives one cl_kernel to one thread
  * at a time. */
 typedef struct device_kernel {
     struct device_kernel *next;
     char *key; /* kernel name, -D list, the app's score function and its derivative */
+    char *cache_key;
+    program_origin origin;
+    atomic_bool is_kept; /* on disk, or was tried */
     cl_program program;
     cl_kernel kernel;
     pthread_mutex_t lock;
@@ -25,7 +30,8 @@ struct device {
     cl_command_queue queue; /* in-order; clattn's own */
     pid_t owner;            /* drivers do not survive a fork */
     device_profile profile;
-    pthread_mutex_t lock;   /* guards kernels */
+    program_cache cache;
+    pthread_mutex_t lock;   /* guards kernels and the cache */
     device_kernel *kernels; /* built so far; freed with the device */
 };
 
@@ -48,9 +54,15 @@ clattn_status clattn__cl_fail(const char *call, cl_int code);
 /* A device on the app's context. */
 clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **d);
 
-/* The built variant of a stage's kernel, from the device's cache or made now. */
+/* The built variant of a stage's kernel, from the device's own or made now: of a binary of the app's, of one on disk, or of the
+ * source. */
 clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_stage *stage,
                                     const device_choice *choice, device_kernel **kernel);
 void clattn__device_kernel_free(device_kernel *kernel);
+
+/* Puts a kernel that was built from source and has run on disk. Some drivers compile when it runs, and have the whole binary
+ * only then. */
+void clattn__device_kernel_keep(const struct device *d, const clattn_context *context, const device_stage *stage,
+                                device_kernel *kernel);
 
 #endif

@@ -1,4 +1,4 @@
-/* A choice -> a built kernel: the -D list, the source with its includes put in, the build, the device's cache. */
+/* A choice -> a built kernel: the -D list, the source with its includes put in, the build, the device's built kernels. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -118,26 +118,26 @@ static clattn_status build_failed(const struct device *d, cl_program program, co
     return status;
 }
 
-static clattn_status program_build(struct device *d, const device_stage *stage, const char *options,
-                                   const device_choice *choice, cl_program *out)
+/* Of a record's binary, or of all the source when record is NULL. */
+static clattn_status program_create(const struct device *d, const char *all, const program_record *record,
+                                    cl_program *program)
 {
-    cl_int code;
-    char *data = source_make(stage, choice);
-    RETURN_IF(!data, OUT_OF_HOST_MEMORY, "no room for the source of %s", stage->name);
-    const char *texts[] = {data};
-    cl_program program = clCreateProgramWithSource(d->cl, 1, texts, NULL, &code);
-    free(data);
-    RETURN_IF_CL("clCreateProgramWithSource", code);
-    code = clBuildProgram(program, 1, &d->id, options, NULL, NULL);
-    if (code != CL_SUCCESS) {
-        const clattn_status status = code == CL_OUT_OF_HOST_MEMORY || code == CL_OUT_OF_RESOURCES
-                                         ? clattn__cl_fail("clBuildProgram", code)
-                                         : build_failed(d, program, stage->name, options, code);
-        clReleaseProgram(program);
-        return status;
-    }
-    *out = program;
+    cl_int code, state = CL_SUCCESS;
+    *program = record ? clCreateProgramWithBinary(d->cl, 1, &d->id, &record->binary_bytes,
+                                                  (const unsigned char *[]){record->binary}, &state, &code)
+                      : clCreateProgramWithSource(d->cl, 1, (const char *[]){all}, NULL, &code);
+    RETURN_IF_CL(record ? "clCreateProgramWithBinary" : "clCreateProgramWithSource", code);
     return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status program_build(const struct device *d, cl_program program, const device_stage *stage,
+                                   const char *options)
+{
+    const cl_int code = clBuildProgram(program, 1, &d->id, options, NULL, NULL);
+    if (code == CL_SUCCESS) return CLATTN_STATUS_SUCCESS;
+    return code == CL_OUT_OF_HOST_MEMORY || code == CL_OUT_OF_RESOURCES
+               ? clattn__cl_fail("clBuildProgram", code)
+               : build_failed(d, program, stage->name, options, code);
 }
 
 /* What the compiler made must fit: some drivers learn only then how many work-items its registers allow. */
@@ -158,32 +158,79 @@ static clattn_status check_fits(const struct device *d, cl_kernel kernel, const 
     return CLATTN_STATUS_SUCCESS;
 }
 
+static void kernel_drop(device_kernel *k)
+{
+    if (k->kernel) clReleaseKernel(k->kernel);
+    if (k->program) clReleaseProgram(k->program);
+    k->kernel = NULL;
+    k->program = NULL;
+}
+
 void clattn__device_kernel_free(device_kernel *k)
 {
     if (!k) return;
-    if (k->kernel) clReleaseKernel(k->kernel);
-    if (k->program) clReleaseProgram(k->program);
+    kernel_drop(k);
     pthread_mutex_destroy(&k->lock);
     free(k->key);
+    free(k->cache_key);
     free(k);
 }
 
-static clattn_status kernel_make(struct device *d, const device_stage *stage, const device_choice *choice,
-                                 const char *key, device_kernel **out)
+static clattn_status kernel_build(const struct device *d, const device_stage *stage, const char *options,
+                                  const char *all, const program_record *record, device_kernel *k)
 {
     cl_int code;
-    char options[OPTIONS_SIZE];
-    options_make(choice, stage, options, sizeof options);
-    device_kernel *k = calloc(1, sizeof *k);
-    RETURN_IF(!k, OUT_OF_HOST_MEMORY, "no room for a kernel");
-    pthread_mutex_init(&k->lock, NULL);
-    k->key = strdup(key);
-    clattn_status status = k->key ? program_build(d, stage, options, choice, &k->program)
-                                  : clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a kernel");
-    if (status == CLATTN_STATUS_SUCCESS) {
-        k->kernel = clCreateKernel(k->program, stage->name, &code);
-        status = code == CL_SUCCESS ? check_fits(d, k->kernel, stage) : clattn__cl_fail("clCreateKernel", code);
+    FORWARD(program_create(d, all, record, &k->program));
+    FORWARD(program_build(d, k->program, stage, options));
+    k->kernel = clCreateKernel(k->program, stage->name, &code);
+    RETURN_IF_CL("clCreateKernel", code);
+    return check_fits(d, k->kernel, stage);
+}
+
+enum { WHY_SIZE = 512 };
+
+static bool uses_disk(const struct device *d, const clattn_context *context)
+{
+    return d->cache.folder[0] && context->options.program_cache != CLATTN_PROGRAM_CACHE_OFF;
+}
+
+/* Fills k. why: it was built from source; "" when it was not. */
+static clattn_status kernel_find(const struct device *d, const clattn_context *context, const device_stage *stage,
+                                 const char *options, const char *all, device_kernel *k, char why[WHY_SIZE])
+{
+    snprintf(why, WHY_SIZE, "%s",
+             uses_disk(d, context) ? ""
+             : d->cache.why[0]     ? d->cache.why
+                                   : "options.program_cache is CLATTN_PROGRAM_CACHE_OFF");
+    for (k->origin = FROM_APP; k->origin < FROM_SOURCE; k->origin++) {
+        program_record r;
+        if (k->origin == FROM_DISK && !uses_disk(d, context)) continue;
+        if (!clattn__cache_find(&d->cache, k->origin, k->cache_key, &r, why, WHY_SIZE)) continue;
+        const clattn_status status = kernel_build(d, stage, options, all, &r, k);
+        free(r.data);
+        if (status == CLATTN_STATUS_SUCCESS) return status;
+        kernel_drop(k);
+        snprintf(why, WHY_SIZE, "the binary was refused: %.400s", clattn_last_error()->message);
     }
+    return kernel_build(d, stage, options, all, NULL, k);
+}
+
+static clattn_status kernel_make(struct device *d, const clattn_context *context, const device_stage *stage,
+                                 const device_choice *choice, const char *options, const char *key, device_kernel **out,
+                                 char why[WHY_SIZE])
+{
+    char *all = source_make(stage, choice);
+    RETURN_IF(!all, OUT_OF_HOST_MEMORY, "no room for the source of %s", stage->name);
+    device_kernel *k = calloc(1, sizeof *k);
+    if (k) {
+        pthread_mutex_init(&k->lock, NULL);
+        k->key = strdup(key);
+        k->cache_key = clattn__cache_key(&d->cache, options, all);
+    }
+    const clattn_status status = k && k->key && k->cache_key
+                                     ? kernel_find(d, context, stage, options, all, k, why)
+                                     : clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a kernel");
+    free(all);
     if (status != CLATTN_STATUS_SUCCESS) {
         clattn__device_kernel_free(k);
         return status;
@@ -195,7 +242,8 @@ static clattn_status kernel_make(struct device *d, const device_stage *stage, co
 clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_stage *stage,
                                     const device_choice *choice, device_kernel **out)
 {
-    char options[OPTIONS_SIZE];
+    static const char *const origins[] = {"the app", "disk", "source"};
+    char options[OPTIONS_SIZE], why[WHY_SIZE] = "";
     const char *score = score_source_of(stage, choice->score_source);
     const char *derivative = score_source_of(stage, choice->score_derivative);
     if (!score) score = "";
@@ -211,7 +259,7 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
     bool built = false;
     while (k && strcmp(k->key, key)) k = k->next;
     if (!k) {
-        status = kernel_make(d, stage, choice, key, &k);
+        status = kernel_make(d, context, stage, choice, options, key, &k, why);
         built = status == CLATTN_STATUS_SUCCESS;
         if (built) {
             k->next = d->kernels;
@@ -220,8 +268,59 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
     }
     pthread_mutex_unlock(&d->lock);
     free(key);
-    if (built) clattn__log(context, LOG_BUILD, "%s %s", stage->name, options);
+    if (built)
+        clattn__log(context, LOG_BUILD, "%s %s from %s%s%s", stage->name, options, origins[k->origin],
+                    k->origin == FROM_SOURCE ? ": " : "", k->origin == FROM_SOURCE ? why : "");
     if (status != CLATTN_STATUS_SUCCESS) clattn__log(context, LOG_BUILD, "%s", clattn_last_error()->message);
     if (status == CLATTN_STATUS_SUCCESS) *out = k;
+    return status;
+}
+
+/* ---- binaries */
+
+void clattn__device_kernel_keep(const struct device *d, const clattn_context *context, const device_stage *stage,
+                                device_kernel *k)
+{
+    char what[1200] = "the driver has no binary";
+    program_record r;
+    if (k->origin != FROM_SOURCE || !uses_disk(d, context) || atomic_exchange(&k->is_kept, true)) return;
+    const clattn_status status = clattn__record_make(k->cache_key, k->program, d->id, &r);
+    if (status != CLATTN_STATUS_SUCCESS) snprintf(what, sizeof what, "%s", clattn_last_error()->message);
+    const bool kept =
+        status == CLATTN_STATUS_SUCCESS && r.data && clattn__cache_store(&d->cache, &r, what, sizeof what);
+    free(r.data);
+    clattn__log(context, LOG_BUILD, "%s %s on disk: %s", stage->name, kept ? "kept" : "not kept", what);
+}
+
+/* The kernels of a plan are different ones: each stage has its own file. */
+clattn_status clattn__device_plan_binaries(const device_plan *plan, void *data, size_t size, size_t *needed)
+{
+    program_record records[STAGES_MOST] = {{0}};
+    size_t bytes = 0;
+    clattn_status status = clattn__device_check_process(plan->device);
+    for (int i = 0; i < plan->choice.n_stages && status == CLATTN_STATUS_SUCCESS; i++) {
+        const device_kernel *k = plan->kernels[i];
+        status = clattn__record_make(k->cache_key, k->program, plan->device->id, &records[i]);
+        bytes += records[i].size;
+    }
+    if (status == CLATTN_STATUS_SUCCESS && data && size < bytes)
+        status =
+            clattn__fail(CLATTN_STATUS_INVALID_ARGUMENT, 0, "size is %zu; the binaries take %zu bytes", size, bytes);
+    if (status == CLATTN_STATUS_SUCCESS) *needed = bytes;
+    for (int i = 0; i < plan->choice.n_stages; i++) {
+        if (status == CLATTN_STATUS_SUCCESS && data && records[i].size) {
+            memcpy(data, records[i].data, records[i].size);
+            data = (char *)data + records[i].size;
+        }
+        free(records[i].data);
+    }
+    return status;
+}
+
+clattn_status clattn__device_add_binaries(struct device *d, const void *data, size_t size)
+{
+    pthread_mutex_lock(&d->lock);
+    const clattn_status status = clattn__cache_give(&d->cache, data, size);
+    pthread_mutex_unlock(&d->lock);
     return status;
 }

@@ -310,6 +310,8 @@ clattn_status clattn__device_plan_create(struct device *d, clattn_context *conte
     for (int i = 0; i < choice->n_stages && status == CLATTN_STATUS_SUCCESS; i++)
         status = clattn__device_kernel(d, context, &choice->stages[i], choice, &plan->kernels[i]);
     if (status == CLATTN_STATUS_SUCCESS) status = trial_launch(plan, p);
+    for (int i = 0; i < choice->n_stages && status == CLATTN_STATUS_SUCCESS; i++)
+        clattn__device_kernel_keep(d, context, &choice->stages[i], plan->kernels[i]);
     if (status == CLATTN_STATUS_SUCCESS) status = fixed_make(plan, p);
     if (status != CLATTN_STATUS_SUCCESS) {
         clattn__device_plan_free(plan);

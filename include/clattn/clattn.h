@@ -103,6 +103,18 @@ CLATTN_API clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_pl
  * NULL. clattn_forward and clattn_backward bring their own. */
 CLATTN_API size_t clattn_plan_workspace_size(const clattn_plan *plan);
 
+/* ---- built programs, for apps that keep them themselves: on disk clattn does (clattn_context_options.program_cache) */
+
+/* The binaries of a plan's device programs, one record after the other, each with what it was built of and for, and a
+ * checksum. data NULL: *needed, in bytes, alone; else INVALID_ARGUMENT when size is less. 0 bytes for a plan without a
+ * device kernel. Some drivers compile more for it. */
+CLATTN_API clattn_status clattn_plan_get_binaries(const clattn_plan *plan, void *data, size_t size, size_t *needed);
+
+/* For the plans that context (NULL: the default one) makes from now on; copied. INVALID_ARGUMENT when data are not whole
+ * records, unchanged; then none is taken. Records of another device, driver or version of clattn are legal and not used, and
+ * a binary that the driver refuses is built from source. Binaries are code: give none whose origin is not to be trusted. */
+CLATTN_API clattn_status clattn_context_add_binaries(clattn_context *context, const void *data, size_t size);
+
 /* ---- forward */
 
 CLATTN_API void clattn_forward_args_init(clattn_forward_args *args);

@@ -215,6 +215,14 @@ typedef enum clattn_device_select {
     CLATTN_DEVICE_NONE = 3     /* host-only */
 } clattn_device_select;
 
+/* Where programs that were built for a device are kept, for the next process. */
+typedef enum clattn_program_cache {
+    CLATTN_PROGRAM_CACHE_DEFAULT =
+        0,                       /* on disk, in CLATTN_CACHE_DIR, else XDG_CACHE_HOME/clattn, else HOME/.cache/clattn;
+                                         at most CLATTN_CACHE_SIZE MiB (256). Nowhere where CLATTN_CACHE is 0 */
+    CLATTN_PROGRAM_CACHE_OFF = 1 /* nowhere */
+} clattn_program_cache;
+
 typedef struct clattn_context_options {
     size_t struct_size;
     clattn_device_select device;          /* default CLATTN_DEVICE_DEFAULT; clattn_context_create_from_cl ignores it */
@@ -226,6 +234,7 @@ typedef struct clattn_context_options {
     clattn_log_fn *log; /* default NULL: none. CLATTN_VERBOSE=plan,build,run prints on stderr besides */
     void *log_user;
     int copy_transfers; /* 1: clattn_forward copies even where the device shares host memory; default 0 */
+    clattn_program_cache program_cache; /* default CLATTN_PROGRAM_CACHE_DEFAULT */
 } clattn_context_options;
 
 /* What a plan is for. */
