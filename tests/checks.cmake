@@ -39,16 +39,27 @@ clattn_add_check(test_features 1720)
 # The C in the README is the examples'.
 add_test(NAME readme COMMAND ${CMAKE_COMMAND} -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/readme.cmake)
 
-# Gradients, case by case. Pairs of features and each with every type take long: ci/check's step `gradients` runs them.
+# Gradients, case by case: they run side by side, the longest first.
 add_executable(test_backward test_backward.c)
 target_link_libraries(test_backward PRIVATE clattn_harness)
-foreach(case_checks reference=52 ways=133 nan=27 bits=6 refusals=49)
+foreach(case_checks pairs=636 types=135 ways=133 reference=52 nan=27 bits=6 refusals=49)
   string(REGEX MATCH "^([a-z]+)=([0-9]+)$" matched ${case_checks})
   add_test(NAME test_backward_${CMAKE_MATCH_1} COMMAND test_backward)
-  set_tests_properties(test_backward_${CMAKE_MATCH_1} PROPERTIES TIMEOUT 2400
+  set_tests_properties(test_backward_${CMAKE_MATCH_1} PROPERTIES TIMEOUT 4800 COST ${CMAKE_MATCH_2}
     ENVIRONMENT "CK_FORK=no;CK_RUN_CASE=${CMAKE_MATCH_1}"
     PASS_REGULAR_EXPRESSION "100%: Checks: ${CMAKE_MATCH_2}, Failures: 0, Errors: 0")
 endforeach()
+
+# Failures of every call, and buffers that end at a page that nobody may touch.
+if(TARGET test_faults)
+  set(layer "CK_FORK=no;OPENCL_LAYERS=$<TARGET_FILE:fault_layer>")
+  add_test(NAME test_faults COMMAND test_faults)
+  set_tests_properties(test_faults PROPERTIES TIMEOUT 2400 COST 200 ENVIRONMENT "${layer}"
+    PASS_REGULAR_EXPRESSION "100%: Checks: 109, Failures: 0, Errors: 0")
+  add_test(NAME test_kernels COMMAND test_kernels)
+  set_tests_properties(test_kernels PROPERTIES TIMEOUT 2400 COST 200 ENVIRONMENT "${layer};CLATTN_FAULT_GUARD=1"
+    PASS_REGULAR_EXPRESSION "100%: Checks: 125, Failures: 0, Errors: 0")
+endif()
 if(TARGET training)
   add_test(NAME training COMMAND training)
   set_tests_properties(training PROPERTIES ENVIRONMENT CLATTN_CACHE=0)
