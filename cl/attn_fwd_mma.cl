@@ -63,8 +63,7 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
     uint4 q_part[QK_STEPS];               /* its part of Q [BLOCK_Q, 16 QK_STEPS] */
     real acc[TILE_M][O_COLUMNS];          /* its part of O [BLOCK_Q, 16 V_STEPS] */
     row_state state;
-    q_read(part, q, args.q_row, row_first, n_q, lid);
-    q_stage(stage, part, lid);
+    q_stage(stage, part, q, args.q_row, row_first, n_q, lid);
     if (lid == 0) v_is_special = 0;
     barrier(CLK_LOCAL_MEM_FENCE);
     q_fragments(q_part, exchange, stage, lid);
@@ -84,7 +83,7 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
         uint4 p[KV_STEPS];      /* P in the storage type */
         real rescale[TILE_M];
 
-        k_stage(stage, part, lid);
+        k_stage(stage, part, k, args.k_row, j0, j_end, lid);
         v_read(part, v, args.v_row, j0, j_end, lid);
         barrier(CLK_LOCAL_MEM_FENCE);
         tile_matmul_nt(s, q_part, exchange, stage + K_AT, lid);
@@ -96,8 +95,7 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
         tile_dropout(s, &args, at, 1, row_first, j0, row, col);
         p_fragments(p, exchange, s, lid);
 
-        if (cut) v_clean(part, &v_is_special);
-        v_stage(stage, part, lid);
+        v_stage(stage, part, v, args.v_row, j0, j_end, cut, &v_is_special, lid);
         barrier(CLK_LOCAL_MEM_FENCE);
         k_read(part, k, args.k_row, j0 + BLOCK_KV, j_end, lid);
         tile_matmul_nn(acc, rescale, p, exchange, stage + V_AT, lid);
@@ -106,7 +104,7 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
     }
 
     row_state_finish(&state, exchange + ROW_PART_AT, row, col);
-    UNROLL_FOR (int m = 0; m < TILE_M; m++) {
+    MMA_FOR (int m = 0; m < TILE_M; m++) {
         const int r = row_first + row + TILE_ROW(m);
         if (r < n_q) {
             tile_store_row(o + r * args.o_row, acc[m], dropout_scale / state.l[m], state.l[m] == 0, col);
