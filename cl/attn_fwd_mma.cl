@@ -59,11 +59,11 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
     const i64 lse_at =
         args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head + entry.q_row_first * args.lse_row;
 
-    uint4 part[PART_SIZE];                /* what this work-item carries of Q, K or V to local memory */
+    uint4 part[PART_SIZE];                /* what this work-item carries of K or V to local memory */
     uint4 q_part[QK_STEPS];               /* its part of Q [BLOCK_Q, 16 QK_STEPS] */
     real acc[TILE_M][O_COLUMNS];          /* its part of O [BLOCK_Q, 16 V_STEPS] */
     row_state state;
-    q_stage(stage, part, q, args.q_row, row_first, n_q, lid);
+    q_stage(stage, q, args.q_row, row_first, n_q, lid);
     if (lid == 0) v_is_special = 0;
     barrier(CLK_LOCAL_MEM_FENCE);
     q_fragments(q_part, exchange, stage, lid);
