@@ -35,9 +35,9 @@
 
 WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
 {
-    __local uint4 stage4[STAGE_SIZE / 8] __attribute__((aligned(16))); /* Q [BLOCK_Q, K_PITCH]; then K [BLOCK_KV, K_PITCH]
-                                                                          and V [BLOCK_KV, V_PITCH] */
-    __local real4 exchange[EXCHANGE_SIZE4];                            /* the engine's own */
+    /* Q [BLOCK_Q, K_PITCH], then K [BLOCK_KV, K_PITCH] and V [BLOCK_KV, V_PITCH] */
+    __local uint4 stage4[STAGE_SIZE / 8] __attribute__((aligned(16)));
+    __local real4 exchange[EXCHANGE_SIZE4]; /* the engine's own */
     __local int mask_found, v_is_special;
     __local ushort *stage = (__local ushort *)stage4;
     const uint lid = get_local_id(0);
@@ -59,9 +59,9 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
     const i64 lse_at =
         args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head + entry.q_row_first * args.lse_row;
 
-    uint4 part[PART_SIZE];                /* what this work-item carries of K or V to local memory */
-    uint4 q_part[QK_STEPS];               /* its part of Q [BLOCK_Q, 16 QK_STEPS] */
-    real acc[TILE_M][O_COLUMNS];          /* its part of O [BLOCK_Q, 16 V_STEPS] */
+    uint4 part[PART_SIZE];       /* what this work-item carries of K or V to local memory */
+    uint4 q_part[QK_STEPS];      /* its part of Q [BLOCK_Q, 16 QK_STEPS] */
+    real acc[TILE_M][O_COLUMNS]; /* its part of O [BLOCK_Q, 16 V_STEPS] */
     row_state state;
     q_stage(stage, q, args.q_row, row_first, n_q, lid);
     if (lid == 0) v_is_special = 0;
