@@ -97,10 +97,13 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
 
         v_stage(stage, part, v, args.v_row, j0, j_end, cut, &v_is_special, lid);
         barrier(CLK_LOCAL_MEM_FENCE);
-        k_read(part, k, args.k_row, j0 + BLOCK_KV, j_end, lid);
+        if (!cut) k_read(part, k, args.k_row, j0 + BLOCK_KV, j_end, lid);
         tile_matmul_nn(acc, rescale, p, exchange, stage + V_AT, lid);
-        if (cut && v_is_special)
-            tile_add_special(acc, stage + K_AT, p, v, args.v_row, band, &src, row_first, n_q, j0, j_end, row, col);
+        if (cut) {
+            if (v_is_special)
+                tile_add_special(acc, stage + K_AT, p, v, args.v_row, band, &src, row_first, n_q, j0, j_end, row, col);
+            k_read(part, k, args.k_row, j0 + BLOCK_KV, j_end, lid); /* late, for want of registers */
+        }
     }
 
     row_state_finish(&state, exchange + ROW_PART_AT, row, col);
