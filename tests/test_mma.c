@@ -260,17 +260,20 @@ END_TEST
 Suite *test_suite(void)
 {
     Suite *s = suite_create("mma");
-    TCase *c = test_case(s, "mma");
+    TCase *c = test_case(s, "features");
     tcase_add_loop_test(c, each_feature, 0, (TEST_FEATURES + 1 + TEST_FEATURES / 2 + 1) * SHAPES);
     tcase_add_loop_test(c, all_features, 0, 2 * SHAPES * TYPES);
+    c = test_case(s, "shapes");
     tcase_add_loop_test(c, head_dims, 0, 2 * COUNT(shapes));
     tcase_add_loop_test(c, block_sizes, 0, 3 * COUNT(blocks));
     tcase_add_loop_test(c, named_shapes, 0, COUNT(named));
     tcase_add_test(c, everything);
     tcase_add_test(c, dropout_of_nearly_all);
+    c = test_case(s, "nan");
     tcase_add_loop_test(c, nan_behind_a_mask, 0, 2 * TYPES);
     tcase_add_loop_test(c, nan_in_windows, 0, 2 * 4 * TYPES);
     tcase_add_loop_test(c, fully_hidden, 0, 5);
+    c = test_case(s, "decisions");
     tcase_add_loop_test(c, refuses, 0, COUNT(refused));
     tcase_add_test(c, automatic);
     return s;
