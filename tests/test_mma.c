@@ -31,7 +31,7 @@ static void run_features(unsigned features, clattn_dtype dtype, int shape)
 {
     clattn_problem p;
     if (is_missing() || !test_pair_problem(features, dtype, shape, &p)) return;
-    run(test_pair_data(&p, (uint64_t)(features + (unsigned)shape)), BLOCK, BLOCK, "features");
+    run(test_pair_data(&p, (uint64_t)features + (uint64_t)shape), BLOCK, BLOCK, "features");
 }
 
 START_TEST(each_feature)
@@ -63,7 +63,7 @@ static const char *const shapes[] = {
 };
 
 /* Rows at multiples of 16 bytes, and not. */
-START_TEST(head_dims) { run_text(shapes[_i / 2], (uint64_t)(8 + _i % 2), BLOCK, BLOCK, "head dims"); }
+START_TEST(head_dims) { run_text(shapes[_i / 2], 8 + (uint64_t)_i % 2, BLOCK, BLOCK, "head dims"); }
 END_TEST
 
 static const int64_t blocks[][2] = {{16, 16}, {64, 64}, {128, 48}, {17, 100}, {0, 0}};
@@ -128,7 +128,7 @@ START_TEST(nan_behind_a_mask)
     if (is_missing()) return;
     snprintf(text, sizeof text, "%s b1 hq2 hkv1 q70 kv90 d40 mask=1,1,q,kv", clattn_dtype_name(types[_i % TYPES]));
     test_ok(clattn_problem_from_text(text, &p));
-    const uint64_t seed = (uint64_t)(8 + _i / TYPES);
+    const uint64_t seed = 8 + (uint64_t)_i / TYPES;
     test_data *clean = test_data_make(&p, seed), *dirty = test_data_make(&p, seed);
     for (int i = 0; i < 70; i++)
         for (int j = 0; j < 90; j++) {
@@ -163,7 +163,7 @@ START_TEST(nan_in_windows)
     if (is_missing()) return;
     snprintf(text, sizeof text, "%s b1 hq2 hkv2 q70 kv150 d40 %s", clattn_dtype_name(types[_i % TYPES]),
              windows[_i / TYPES % 4]);
-    test_data *t = test_data_from_text(text, (uint64_t)(8 + _i / TYPES / 4));
+    test_data *t = test_data_from_text(text, 8 + (uint64_t)_i / TYPES / 4);
     const double special[] = {NAN, INFINITY, -INFINITY, NAN};
     for (int n = 0; n < 4; n++)
         for (int d = n; d < 40; d += 7) test_set(t, 'v', 0, n % 2, (int[]){5, 33, 60, 61}[n], d, special[n]);
