@@ -82,7 +82,6 @@ clattn_status clattn__context_new(const clattn_context_options *given, clattn_co
     c->threads = threads;
     c->verbose = verbose_kinds();
     pthread_mutex_init(&c->lock, NULL);
-    pthread_mutex_init(&c->engine_lock, NULL);
     *context = c;
     return CLATTN_STATUS_SUCCESS;
 }
@@ -117,7 +116,6 @@ clattn_status clattn_context_release(clattn_context *c)
     clattn__device_close(c->device);
     clattn__threads_free(c->threads);
     pthread_mutex_destroy(&c->lock);
-    pthread_mutex_destroy(&c->engine_lock);
     free(c->device_name);
     free(c);
     return CLATTN_STATUS_SUCCESS;

@@ -32,7 +32,6 @@ struct clattn_context {
     bool device_tried;
     char device_why[256];              /* why there is none */
     clattn_plan *cached[CACHED_PLANS]; /* of clattn_attention, latest first; they hold no reference to the context */
-    pthread_mutex_t engine_lock;       /* guards what follows, during a trial */
     engine_trial engine_trials[2];     /* f16, bf16 */
 };
 

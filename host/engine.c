@@ -81,18 +81,21 @@ static clattn_status check(clattn_context *context, device *d, clattn_dtype dtyp
 
 clattn_status clattn__engine_check(clattn_context *context, device *d, clattn_dtype dtype)
 {
-    engine_trial *seen = &context->engine_trials[dtype == CLATTN_DTYPE_BF16];
-    clattn_status status = CLATTN_STATUS_SUCCESS;
-    pthread_mutex_lock(&context->engine_lock);
-    if (!seen->is_over) {
-        status = check(context, d, dtype);
-        seen->is_over = status != CLATTN_STATUS_OUT_OF_HOST_MEMORY && status != CLATTN_STATUS_OUT_OF_DEVICE_MEMORY;
+    engine_trial *kept = &context->engine_trials[dtype == CLATTN_DTYPE_BF16], seen;
+    pthread_mutex_lock(&context->lock);
+    seen = *kept;
+    pthread_mutex_unlock(&context->lock);
+    if (!seen.is_over) { /* without the lock, for it logs; two threads may try at once */
+        const clattn_status status = check(context, d, dtype);
+        if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY || status == CLATTN_STATUS_OUT_OF_DEVICE_MEMORY) return status;
+        seen.is_over = true;
         if (status != CLATTN_STATUS_SUCCESS)
-            snprintf(seen->refused, sizeof seen->refused, "%.*s", (int)sizeof seen->refused - 1,
+            snprintf(seen.refused, sizeof seen.refused, "%.*s", (int)sizeof seen.refused - 1,
                      clattn_last_error()->message);
+        pthread_mutex_lock(&context->lock);
+        *kept = seen;
+        pthread_mutex_unlock(&context->lock);
     }
-    pthread_mutex_unlock(&context->engine_lock);
-    if (!seen->is_over) return status;
-    RETURN_IF(seen->refused[0], UNSUPPORTED, "%s", seen->refused);
+    RETURN_IF(seen.refused[0], UNSUPPORTED, "%s", seen.refused);
     return CLATTN_STATUS_SUCCESS;
 }
