@@ -27,6 +27,7 @@
 #include "tile_score.clh"
 #include "q_source.clh"
 #include "kv_source.clh"
+#include "row_fold.clh"
 #include "row_state.clh"
 
 WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)

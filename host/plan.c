@@ -341,6 +341,40 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* attn_fwd_mma takes 16-bit elements and heads whose rows fit in registers. */
+static bool suits_mma(const problem *p)
+{
+    return clattn_dtype_size(p->dtype) == 2 && p->head_dim_qk <= MMA_HEAD_DIM_MAX && p->head_dim_v <= MMA_HEAD_DIM_MAX;
+}
+
+static clattn_status choose_attn_fwd_mma(const problem *p, const device_profile *d, const clattn_plan_options *o,
+                                         int nth, device_choice *c, bool *is_last)
+{
+    const int64_t block_q = o->block_q ? block_of(o->block_q, 0, p->n_q, 1, ROWS_MAX) : 0;
+    const int64_t block_kv = o->block_kv ? block_of(o->block_kv, 0, p->n_kv, 1, ROWS_MAX) : 0;
+    const matrix_engine engine = d->engine == ENGINE_NONE ? ENGINE_EMULATED : d->engine;
+    const bool emulated = engine == ENGINE_EMULATED;
+    clattn__tile t;
+    *is_last = true;
+    RETURN_IF(clattn_dtype_size(p->dtype) != 2, UNSUPPORTED, "dtype is %s; attn_fwd_mma takes f16 and bf16",
+              clattn_dtype_name(p->dtype));
+    RETURN_IF(!suits_mma(p), UNSUPPORTED,
+              "head_dim_qk is %" PRId64 " and head_dim_v %" PRId64 "; attn_fwd_mma takes up to %d", p->head_dim_qk,
+              p->head_dim_v, MMA_HEAD_DIM_MAX);
+    RETURN_IF(!clattn__tile_pick_mma(p->head_dim_qk, p->head_dim_v, emulated, d->local_bytes, d->max_work_group_size,
+                                     block_q, block_kv, nth, &t),
+              UNSUPPORTED,
+              "attn_fwd_mma has no%s tile for head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " in %" PRId64
+              " bytes of local memory and %" PRId64 " work-items",
+              nth ? " further" : "", p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size);
+    *is_last = false;
+    set_tile(c, &t);
+    c->axes[AXIS_MMA] = (int)engine;
+    c->local_bytes = clattn__tile_mma_local_bytes(&t, p->head_dim_qk, p->head_dim_v, emulated);
+    add_stage(c, "attn_fwd_mma", div_up(p->n_q, t.block_q), p->batch * p->n_heads_q, t.wg_size, 0);
+    return CLATTN_STATUS_SUCCESS;
+}
+
 /* ---- backward */
 
 int clattn__plan_backward_splits(const problem *p, int64_t block_kv, int64_t dq_bytes, int64_t *entries)
@@ -515,19 +549,25 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
     c->pass = o->pass;
     c->score_source = p->score_function.source;
     c->score_derivative = backward ? p->score_function.source_derivative : NULL;
-    /* AUTO on a CPU device: the decode kernel for few rows, the lanes kernel, and should that fail the tiles in local memory. */
+    /* AUTO: on a CPU device the decode kernel for few rows; the matrix engine where there is one; on a CPU device the lanes
+     * kernel; and should that fail the tiles in local memory. */
     const bool is_auto = o->kernel == CLATTN_KERNEL_AUTO;
     const clattn_kernel lanes = backward ? CLATTN_KERNEL_ATTN_BWD_LANES : CLATTN_KERNEL_ATTN_FWD_LANES;
     const clattn_kernel tiles = backward ? CLATTN_KERNEL_ATTN_BWD : CLATTN_KERNEL_ATTN_FWD;
     const bool auto_lanes = is_auto && clattn__plan_device_kernel(d, o->pass) == lanes;
     const bool decode = o->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ||
                         (auto_lanes && !backward && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST);
-    const clattn_kernel order[2] = {decode ? CLATTN_KERNEL_ATTN_DECODE_LANES : CLATTN_KERNEL_AUTO,
+    const bool auto_mma = is_auto && !backward && d->engine != ENGINE_NONE && suits_mma(p);
+    const clattn_kernel order[3] = {decode ? CLATTN_KERNEL_ATTN_DECODE_LANES : CLATTN_KERNEL_AUTO,
+                                    auto_mma ? CLATTN_KERNEL_ATTN_FWD_MMA : CLATTN_KERNEL_AUTO,
                                     o->kernel == lanes || auto_lanes ? lanes : CLATTN_KERNEL_AUTO};
-    c->kernel = CLATTN_KERNEL_AUTO;
-    for (int i = 0; i < 2 && c->kernel == CLATTN_KERNEL_AUTO; i++)
+    c->kernel = o->kernel == CLATTN_KERNEL_ATTN_FWD_MMA ? o->kernel : CLATTN_KERNEL_AUTO;
+    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA) return choose_attn_fwd_mma(p, d, o, nth, c, is_last);
+    for (int i = 0; i < 3 && c->kernel == CLATTN_KERNEL_AUTO; i++)
         if (order[i] != CLATTN_KERNEL_AUTO && nth-- == 0) c->kernel = order[i];
     *is_last = !is_auto && o->kernel != tiles;
+    bool one_is_last;
+    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA) return choose_attn_fwd_mma(p, d, o, 0, c, &one_is_last);
     if (c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) return choose_decode(p, d, o, c);
     if (c->kernel == lanes) return backward ? choose_backward_lanes(p, d, o, c) : choose_lanes(p, o, c);
     RETURN_IF(*is_last, UNSUPPORTED, "%s has one variant", clattn_kernel_name(o->kernel));

@@ -8,11 +8,15 @@
 #include "problem.h"
 #include "text.h"
 
+/* What multiplies attn_fwd_mma's tiles; the axis MMA. */
+typedef enum matrix_engine { ENGINE_NONE, ENGINE_EMULATED, ENGINE_NVIDIA } matrix_engine;
+
 /* What a device can do, as far as plans care. */
 typedef struct device_profile {
     char name[128];
     bool is_cpu, has_fp64, shares_host_memory;
     int64_t local_bytes, max_alloc_bytes, max_work_group_size;
+    matrix_engine engine; /* that AUTO may take */
 } device_profile;
 
 typedef enum axis {

@@ -7,9 +7,16 @@
 
 #include "context.h"
 #include "device.h"
+#include "engine.h"
 #include "error.h"
 
 static const char *last_sentence(void) { return clattn_last_error()->message; }
+
+/* AUTO chose the matrix engine, which must have passed its trial. */
+static bool is_engines(const device_choice *c, const clattn_plan_options *options)
+{
+    return c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && options->kernel == CLATTN_KERNEL_AUTO;
+}
 
 /* Tries the device's variants, best first, until one builds, fits and runs. When none does, the answer is what became of the
  * last that was tried, or why none could be. */
@@ -17,12 +24,23 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
 {
     struct device *d;
     FORWARD(clattn__context_device(plan->context, &d));
-    const device_profile *profile = clattn__device_profile(d);
+    device_profile usable = *clattn__device_profile(d); /* without an engine that fails */
+    const device_profile *profile = &usable;
     bool is_last = false, tried = false;
     error_state failure;
     FORWARD(clattn__device_check_process(d));
     for (int nth = 0;; nth++) {
         clattn_status status = clattn__plan_device(&plan->problem, profile, options, nth, &plan->choice, &is_last);
+        if (status == CLATTN_STATUS_SUCCESS && is_engines(&plan->choice, options)) {
+            status = clattn__engine_check(plan->context, d, plan->problem.dtype);
+            if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
+            if (status != CLATTN_STATUS_SUCCESS) {
+                text_add(why, "refused: %.500s\n", last_sentence());
+                usable.engine = ENGINE_NONE;
+                nth = -1;
+                continue;
+            }
+        }
         if (status == CLATTN_STATUS_SUCCESS) {
             status = clattn__device_plan_create(d, plan->context, &plan->problem, &plan->choice, &plan->device_plan);
             if (status == CLATTN_STATUS_SUCCESS) break;
@@ -38,11 +56,13 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
         text_add(why, "refused: %.300s\n", last_sentence());
     }
     const int *axes = plan->choice.axes;
-    snprintf(plan->device_name, sizeof plan->device_name, "%s", profile->name);
+    snprintf(plan->device_name, sizeof plan->device_name, "%s", clattn__device_profile(d)->name);
     text_add(why,
              "kernel %s on %s: block_q %d, block_kv %d, %" PRId64 " work-items, %" PRId64 " bytes of local memory\n",
              clattn_kernel_name(plan->choice.kernel), profile->name, axes[AXIS_BLOCK_Q], axes[AXIS_BLOCK_KV],
              plan->choice.work_group_size, plan->choice.local_bytes);
+    if (is_engines(&plan->choice, options)) text_add(why, "matrix engine: the products agree with attn_fwd's\n");
+    if (plan->choice.axes[AXIS_MMA] == ENGINE_EMULATED) text_add(why, "matrix engine: emulated\n");
     if (options->pass == CLATTN_PASS_BACKWARD) {
         text_add(why, "gradients in this order:");
         for (int i = 0; i < plan->choice.n_stages; i++)

@@ -141,6 +141,47 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
     }
 }
 
+/* ---- attn_fwd_mma: 32 work-items for each 16 rows */
+
+int64_t clattn__tile_mma_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v, bool emulated)
+{
+    const int64_t qk_steps = (head_dim_qk + 15) / 16, v_steps = (head_dim_v + 15) / 16;
+    const int64_t k_pitch = 16 * qk_steps + 8, v_pitch = 16 * v_steps + 8;
+    const int64_t v_at = t->block_kv * max_of(k_pitch, t->block_q);
+    const int64_t stage = max_of(t->block_q * k_pitch, v_at + t->block_kv * v_pitch);
+    const int64_t exchange = emulated ? (qk_steps + t->block_kv / 16) * t->wg_size + t->block_q : 1;
+    return 2 * stage + 16 * exchange + 2 * (int64_t)sizeof(int32_t);
+}
+
+const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_v, bool emulated, int64_t local_bytes,
+                                          int64_t max_wg, int64_t block_q, int64_t block_kv, int skip,
+                                          clattn__tile *out)
+{
+    static const int blocks[][2] = {{64, 64}, {64, 32}, {32, 32}, {16, 16}};
+    const int64_t head_dim = max_of(head_dim_qk, head_dim_v), bq = legal_block(block_q), bkv = legal_block(block_kv);
+    if (head_dim_qk < 1 || head_dim_v < 1 || head_dim > MMA_HEAD_DIM_MAX) return NULL;
+    int seen_q = 0, seen_kv = 0;
+    for (int i = 0; i < (int)(sizeof blocks / sizeof *blocks); i++) {
+        clattn__tile t = {.head_dim_max = MMA_HEAD_DIM_MAX,
+                          .real_size = 4,
+                          .block_q = blocks[i][0],
+                          .block_kv = blocks[i][1],
+                          .wg_cols = 4};
+        if (bq && (i == 0 || bq < t.block_q)) t.block_q = (int)bq; /* what was forced does not fit: smaller ones */
+        if (bkv && (i == 0 || bkv < t.block_kv)) t.block_kv = (int)bkv;
+        t.wg_size = 2 * t.block_q;
+        if (t.block_q == seen_q && t.block_kv == seen_kv) continue;
+        seen_q = t.block_q;
+        seen_kv = t.block_kv;
+        if (t.wg_size > max_wg || clattn__tile_mma_local_bytes(&t, head_dim_qk, head_dim_v, emulated) > local_bytes)
+            continue;
+        if (skip-- > 0) continue;
+        *out = t;
+        return out;
+    }
+    return NULL;
+}
+
 /* ---- attn_bwd and attn_bwd_dq */
 
 /* Chosen as above. The registers are those of attn_bwd and attn_bwd_dq compiled for sm_90 with a band, f32 and f16;

@@ -559,7 +559,7 @@ void test_run(test_data *t, const test_way *way, int64_t block_q, int64_t block_
  *
  * A plan with bf16 products rounds P to 8 bits, by at most 2^-9 of each prob: of a row's output that is five deviations of
  * 0.4 * 2^-9 sqrt(sum P^2) times values of N(0,1), and where two keys share a row, 2^-9 times half their distance. 2^-8
- * covers both. */
+ * covers both. f16 products: 11 bits, 2^-12 and 2^-11. */
 
 typedef struct tolerance {
     double u, typical, cap, v_span, storage, probs;
@@ -598,7 +598,7 @@ static tolerance tolerance_of(const test_data *t)
     e.cap = (is_double ? 1e-13 : 5e-6) * fmax(1, e.typical);
     tensor_rms(t, 'v', &largest_v);
     e.v_span = fmax(1, largest_v / 5) / (1 - p->dropout); /* five deviations of N(0,1); what dropout keeps, it scales */
-    e.probs = t->products == CLATTN_DTYPE_BF16 ? 0x1p-8 : 0;
+    e.probs = t->products == CLATTN_DTYPE_BF16 ? 0x1p-8 : t->products == CLATTN_DTYPE_F16 ? 0x1p-11 : 0;
     e.storage = p->dtype == CLATTN_DTYPE_F16 ? 0x1p-11 : p->dtype == CLATTN_DTYPE_BF16 ? 0x1p-8 : 0;
     return e;
 }

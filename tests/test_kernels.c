@@ -27,7 +27,7 @@ static const char *const variants[] = {
 static const char *const packed[] = {"f32 hq2 hkv1 d8 varlen=19,0,7:21,5,3 causal",
                                      "f16 hq2 hkv2 d9 varlen=3,20:0,37 mask sinks"};
 static const clattn_kernel kernels[] = {CLATTN_KERNEL_ATTN_FWD_LANES, CLATTN_KERNEL_ATTN_FWD,
-                                        CLATTN_KERNEL_ATTN_DECODE_LANES};
+                                        CLATTN_KERNEL_ATTN_DECODE_LANES, CLATTN_KERNEL_ATTN_FWD_MMA};
 static const char *const backward_variants[] = {
     "f32 d6 causal",
     "f32 d20 dv9 window=7,2 softcap=3 alibi",
@@ -43,7 +43,7 @@ enum {
     VARIANTS = sizeof variants / sizeof variants[0],
     PACKED = 2,
     TEXTS = SHAPES * VARIANTS + PACKED,
-    KERNELS = 3
+    KERNELS = 4
 };
 
 static clattn_context *copying_context(void)
@@ -71,6 +71,8 @@ START_TEST(variant)
         snprintf(text, sizeof text, "%s %s", variants[which / SHAPES], shapes[which % SHAPES]);
     else
         snprintf(text, sizeof text, "%s", packed[which - SHAPES * VARIANTS]);
+    if (kernels[_i / TEXTS] == CLATTN_KERNEL_ATTN_FWD_MMA && text[0] == 'f')
+        memcpy(text, "f16", 3); /* f32 and f64 too */
     test_data *t = test_data_from_text(text, (uint64_t)_i);
     for (int64_t b = 0; b < t->p.batch; b++) {
         if (t->kv_lengths) t->kv_lengths[b] = t->p.n_kv - 5 * b - 1;

@@ -89,6 +89,21 @@ static void expect_attn_fwd(const int *a, int64_t wg, int64_t local, const machi
     ck_assert_msg(size <= m->max_work_group_size, "%s: %d work-items on %s", what, (int)size, m->what);
 }
 
+/* What cl/tile_mma.clh demands of the axes, and what it says of local memory; written from there. */
+static void expect_mma(const device_choice *c, const problem *p, const device_profile *d, const char *what)
+{
+    const int64_t bq = c->axes[AXIS_BLOCK_Q], bkv = c->axes[AXIS_BLOCK_KV], wg = c->axes[AXIS_WG_SIZE];
+    const int64_t qk = up(p->head_dim_qk, 16), v = up(p->head_dim_v, 16);
+    const int64_t k_place = bkv * (qk + 8) > bq * bkv ? bkv * (qk + 8) : bq * bkv, q_place = bq * (qk + 8);
+    const int64_t kv_place = k_place + bkv * (v + 8), stage = q_place > kv_place ? q_place : kv_place;
+    const int64_t exchange = c->axes[AXIS_MMA] == 1 ? wg * (qk + bkv) / 16 + bq : 1;
+    ck_assert_msg(c->axes[AXIS_MMA] == (d->engine == ENGINE_NVIDIA ? 2 : 1), "%s: MMA %d", what, c->axes[AXIS_MMA]);
+    ck_assert_msg(bq >= 16 && bq % 16 == 0 && bkv >= 16 && bkv % 16 == 0 && wg == 2 * bq, "%s", what);
+    ck_assert_msg(c->local_bytes == 2 * stage + 16 * exchange + 8, "%s: %d bytes", what, (int)c->local_bytes);
+    ck_assert_msg(c->local_bytes <= d->local_bytes && wg <= d->max_work_group_size, "%s", what);
+    ck_assert_int_eq(c->work_group_size, wg);
+}
+
 static const int head_dims[] = {1, 7, 31, 32, 46, 64, 65, 80, 96, 128, 129, 200, 224, 256, 257, 512, 513, 576, 1024};
 static const char *const storages[] = {"f32", "f16", "bf16", "f64"};
 enum { N_HEAD_DIMS = sizeof head_dims / sizeof *head_dims };
@@ -187,6 +202,76 @@ START_TEST(variants_end)
     ck_assert_int_eq(clattn_last_error()->status, CLATTN_STATUS_UNSUPPORTED);
     ck_assert_int_eq(seen[0].kernel, machines[_i].is_cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD);
     for (int i = 1; i < n; i++) ck_assert_int_eq(seen[i].kernel, CLATTN_KERNEL_ATTN_FWD);
+}
+END_TEST
+
+/* AUTO takes the engine where a device has one, for f16 and bf16 and the head dims that it takes, and attn_fwd after it. */
+START_TEST(engine_automatic)
+{
+    static const struct {
+        const char *text;
+        bool suits;
+    } cases[] = {{"f16 hq4 q300 kv300 d64", true},     {"bf16 hq4 q1 kv9000 d128 dv40", true},
+                 {"f32 hq4 q300 kv300 d64", false},    {"f64 hq4 q300 kv300 d64", false},
+                 {"f16 hq4 q300 kv300 d129", false},   {"f16 hq4 q300 kv300 d64 dv136", false},
+                 {"f16 hq4 q300 kv300 d3 alibi", true}};
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    device_profile d = profile_of(&machines[0]);
+    device_choice c;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const problem p = problem_of(cases[i].text);
+        d.engine = ENGINE_NVIDIA;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_msg((c.kernel == CLATTN_KERNEL_ATTN_FWD_MMA) == cases[i].suits, "%s", cases[i].text);
+        if (cases[i].suits) {
+            expect_mma(&c, &p, &d, cases[i].text);
+            ck_assert_int_le(c.local_bytes, 48 * KIB);
+            ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 1, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        }
+        ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD);
+        ck_assert_int_eq(c.axes[AXIS_MMA], 0);
+        d.engine = ENGINE_NONE;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD);
+    }
+    clattn_plan_options backward = o;
+    backward.pass = CLATTN_PASS_BACKWARD;
+    d.engine = ENGINE_NVIDIA;
+    const problem p = problem_of(cases[0].text);
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &backward, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_BWD);
+}
+END_TEST
+
+/* Asked for, it runs on every machine that has room for a tile, and what is chosen fits. */
+START_TEST(engine_tiles_fit)
+{
+    const machine *m = &machines[_i];
+    device_profile d = profile_of(m);
+    const int64_t forced[][2] = {{0, 0}, {1, 1}, {17, 100}, {128, 32}, {0, 64}, {48, 0}, {4096, 4096}};
+    for (int engine = ENGINE_NONE; engine <= ENGINE_NVIDIA; engine += 2)
+        for (int dim = 1; dim <= 128; dim += 9)
+            for (size_t k = 0; k < sizeof forced / sizeof *forced; k++) {
+                char line[128];
+                device_choice c, last;
+                int n = 0;
+                snprintf(line, sizeof line, "f16 hq2 q300 kv500 d%d dv%d", dim, 129 - dim);
+                const problem p = problem_of(line);
+                const clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_FWD_MMA, forced[k][0], forced[k][1]);
+                d.engine = (matrix_engine)engine;
+                for (; clattn__plan_device(&p, &d, &o, n, &c, &is_last) == CLATTN_STATUS_SUCCESS; n++) {
+                    ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD_MMA);
+                    expect_mma(&c, &p, &d, line);
+                    if (forced[k][0]) ck_assert_int_le(c.axes[AXIS_BLOCK_Q], up(forced[k][0], 16));
+                    if (forced[k][1]) ck_assert_int_le(c.axes[AXIS_BLOCK_KV], up(forced[k][1], 16));
+                    ck_assert_msg(n == 0 || memcmp(c.axes, last.axes, sizeof c.axes), "%s: one tile twice", line);
+                    last = c;
+                }
+                ck_assert_int_eq(clattn_last_error()->status, CLATTN_STATUS_UNSUPPORTED);
+                ck_assert_msg(n >= 1 || m->local_bytes < 16 * KIB || m->max_work_group_size < 64, "%s on %s", line,
+                              m->what);
+                ck_assert_int_lt(n, 8);
+            }
 }
 END_TEST
 
@@ -839,6 +924,8 @@ Suite *test_suite(void)
     tcase_add_test(t, tiles_exist);
     tcase_add_test(t, tiles_grow_with_the_device);
     tcase_add_loop_test(t, variants_end, 0, N_MACHINES);
+    tcase_add_test(t, engine_automatic);
+    tcase_add_loop_test(t, engine_tiles_fit, 0, N_MACHINES);
     tcase_add_loop_test(t, lanes_has_one_variant, 0, N_MACHINES);
     tcase_add_loop_test(t, lanes_blocks, 0, N_LANES);
     tcase_add_test(t, variants_of_a_huge_head);

@@ -1,5 +1,6 @@
 /* clattn devices */
 #include <stdio.h>
+#include <string.h>
 
 #include "cli.h"
 #include "targets.h"
@@ -30,6 +31,25 @@ static int print_host(void)
     return CLI_OK;
 }
 
+/* Whether its matrix engine passed, a plan tells. */
+static int print_engine(int index)
+{
+    char number[16];
+    const options device = {.path = CLATTN_PATH_DEVICE, .device = number};
+    clattn_problem p;
+    runner r;
+    snprintf(number, sizeof number, "%d", index);
+    clattn_problem_init(&p, CLATTN_DTYPE_F16, 1, 1, 1, 1024, 1024, 64);
+    const int code = runner_open(&device, &p, CLATTN_PASS_FORWARD, &r);
+    if (code) return code;
+    const char *refused = strstr(clattn_plan_explain(r.plan), "refused: ");
+    printf("          f16 and bf16: kernel %s", clattn_kernel_name(r.info.kernel));
+    if (refused) printf(": %.*s", (int)strcspn(refused + 9, "\n"), refused + 9);
+    printf("\n");
+    runner_close(&r);
+    return CLI_OK;
+}
+
 static int print_device(int index)
 {
     clattn_device_info d;
@@ -45,6 +65,7 @@ static int print_device(int index)
         printf("          kernel %s%s%s\n", clattn_kernel_name(d.kernel), d.why[0] ? ": " : "", d.why);
     else
         printf("          not usable: %s\n", d.why);
+    if (d.usable && d.matrix_engine) return print_engine(index);
     return CLI_OK;
 }
 

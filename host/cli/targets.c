@@ -143,6 +143,8 @@ static int add_device(target_list *list, const options *o, int index)
     }
     t.kernel = CLATTN_KERNEL_ATTN_FWD;
     add(list, o, &t);
+    t.kernel = CLATTN_KERNEL_ATTN_FWD_MMA; /* emulated where asked for */
+    if (info.matrix_engine || o->kernel == (int)t.kernel) add(list, o, &t);
     clattn_context_release(t.context);
     return CLI_OK;
 }
@@ -156,7 +158,7 @@ int targets_open(const options *o, target_list *list)
         if (o->device) code = device_find(o->device, &only);
         if (code) return code;
     }
-    list->targets = cli_alloc("the list of devices", 3 * (int64_t)count + 2, sizeof *list->targets);
+    list->targets = cli_alloc("the list of devices", 4 * (int64_t)count + 2, sizeof *list->targets);
     if (!list->targets) return CLI_FAILED;
     target host = {.path = CLATTN_PATH_HOST, .kernel = CLATTN_KERNEL_HOST_TILE, .index = -1, .device = "-"};
     open_context(o, &host);

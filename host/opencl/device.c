@@ -99,6 +99,21 @@ static void device_text(probe *d, cl_device_info what, char *to, size_t size)
     snprintf(to, size, "%.*s", (int)size - 1, all);
 }
 
+enum { COMPUTE_CAPABILITY_MAJOR_NV = 0x4000 }; /* of cl_nv_device_attribute_query */
+
+/* CLATTN_MMA: "none" leaves the device's engine aside, "emulated" stands in for one. */
+static matrix_engine probe_engine(probe *d)
+{
+    char extensions[8192];
+    const char *forced = getenv("CLATTN_MMA");
+    if (forced && !strcmp(forced, "none")) return ENGINE_NONE;
+    if (forced && !strcmp(forced, "emulated")) return ENGINE_EMULATED;
+    device_text(d, CL_DEVICE_EXTENSIONS, extensions, sizeof extensions);
+    const bool is_nvidia = strstr(extensions, "cl_nv_device_attribute_query");
+    return is_nvidia && device_number(d, COMPUTE_CAPABILITY_MAJOR_NV, sizeof(cl_uint)) >= 8 ? ENGINE_NVIDIA
+                                                                                            : ENGINE_NONE;
+}
+
 /* Fills p; *refused: "" or why clattn cannot use it. */
 static clattn_status probe_profile(probe *d, device_profile *p, const char **refused)
 {
@@ -110,6 +125,7 @@ static clattn_status probe_profile(probe *d, device_profile *p, const char **ref
     p->local_bytes = device_number(d, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
     p->max_alloc_bytes = device_number(d, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
     p->max_work_group_size = device_number(d, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
+    p->engine = probe_engine(d);
     char version[64];
     device_text(d, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
     const bool is_old = !strncmp(version, "OpenCL C 1.0", 12) || !strncmp(version, "OpenCL C 1.1", 12);
@@ -210,12 +226,14 @@ static clattn_status describe(cl_device_id id, int index, clattn_device_info *in
     info->max_alloc_bytes = p.max_alloc_bytes;
     info->has_fp64 = p.has_fp64;
     info->shares_host_memory = p.shares_host_memory;
+    info->matrix_engine = p.engine != ENGINE_NONE;
     info->usable = !*refused;
     info->kernel = *refused ? CLATTN_KERNEL_AUTO : clattn__plan_device_kernel(&p, CLATTN_PASS_FORWARD);
     snprintf(info->why, sizeof info->why, "%s",
-             *refused   ? refused
-             : p.is_cpu ? "a CPU device: vectors of query rows, no barrier"
-                        : "K and V blocks in local memory");
+             *refused                    ? refused
+             : p.is_cpu                  ? "a CPU device: vectors of query rows, no barrier"
+             : p.engine == ENGINE_NVIDIA ? "K and V blocks in local memory; f16 and bf16 in tensor cores: attn_fwd_mma"
+                                         : "K and V blocks in local memory");
     RETURN_IF_CL("clGetDeviceInfo", d.failed);
     return CLATTN_STATUS_SUCCESS;
 }

@@ -51,7 +51,8 @@ typedef enum clattn_path {
        "attn_decode_lanes")                 /* device path for CPU devices: few query rows, the keys in chunks */      \
     XX(HOST_BACKWARD, 8, "host_backward")   /* host path, backward: tiles of keys, one file per instruction set */     \
     XX(ATTN_BWD_LANES, 9, "attn_bwd_lanes") /* device path for CPU devices, backward: one work-item some kv tiles */   \
-    XX(ATTN_BWD, 10, "attn_bwd")            /* device path, backward: tiles in local memory, scores computed twice */
+    XX(ATTN_BWD, 10, "attn_bwd")            /* device path, backward: tiles in local memory, scores computed twice */      \
+    XX(ATTN_FWD_MMA, 11, "attn_fwd_mma")    /* device path, f16 and bf16: products in the device's matrix engine */
 
 typedef enum clattn_kernel {
 #define CLATTN_KERNEL_ENUM(name, value, text) CLATTN_KERNEL_##name = value,
@@ -260,8 +261,8 @@ typedef struct clattn_plan_info {
     clattn_path path;         /* HOST or DEVICE: where clattn_forward or clattn_backward runs */
     clattn_kernel kernel;     /* what it runs; a device's gradients take further kernels, which the explanation names */
     clattn_kernel cl_kernel;  /* what clattn_enqueue_* runs; AUTO when the plan cannot be enqueued */
-    clattn_dtype products;    /* what Q K' and P V are multiplied in: F32, F64, or BF16, which rounds P, but neither
-                                 scores nor sums, to bf16 */
+    clattn_dtype products;    /* what Q K' and P V are multiplied in: F32, F64, or BF16 or F16, which round P, but
+                                 neither scores nor sums, to that */
     const char *instructions; /* host path: "avx512_bf16", "avx512", "avx2", "portable"; "" on the device path */
     const char *device;       /* device path: the device's name; "" on the host path */
     int64_t block_q, block_kv;
@@ -281,6 +282,7 @@ typedef struct clattn_device_info {
     int64_t local_bytes, global_bytes, max_alloc_bytes;
     int has_fp64;           /* 1: f64 problems can run */
     int shares_host_memory; /* 1: clattn_forward copies nothing, but where overlaps or gaps force it */
+    int matrix_engine;      /* 1: AUTO takes attn_fwd_mma for f16 and bf16, once it has passed its test there */
     int usable;             /* 1: clattn can run on it */
     clattn_kernel kernel;   /* what AUTO takes there */
     char why[256];          /* why it is not usable, or why that kernel */

@@ -1,0 +1,101 @@
+#include "engine.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <clattn/clattn.h>
+
+#include "error.h"
+#include "half.h"
+
+/* A GQA group of two, two query tiles and more, a cut kv block, columns that fill no step. */
+enum { HEADS = 2, N_Q = 70, N_KV = 93, DIM = 40, O_SIZE = HEADS * N_Q * DIM, LSE_SIZE = HEADS * N_Q };
+
+typedef struct trial {
+    uint16_t q[HEADS * N_Q * DIM], k[N_KV * DIM], v[N_KV * DIM], o[O_SIZE];
+    float lse[LSE_SIZE];
+} trial;
+
+/* Numbers in [-2, 2] that every type has. */
+static void fill(uint16_t *to, int n, uint32_t seed, clattn_dtype dtype)
+{
+    for (int i = 0; i < n; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        const float x = (float)((int)(seed >> 24) - 128) / 64;
+        to[i] = dtype == CLATTN_DTYPE_F16 ? f16_of_f32(x) : bf16_of_f32(x);
+    }
+}
+
+static clattn_status run(clattn_context *context, device *d, clattn_dtype dtype, clattn_kernel kernel, trial *t)
+{
+    clattn_problem given;
+    clattn_plan_options options;
+    clattn_forward_args args;
+    problem p;
+    device_choice choice;
+    device_plan *plan;
+    bool is_last;
+    clattn_problem_init(&given, dtype, 1, HEADS, 1, N_Q, N_KV, DIM);
+    given.mask.window_right = 0;
+    given.query_offset = N_KV - N_Q;
+    clattn_plan_options_init(&options);
+    options.kernel = kernel;
+    FORWARD(clattn__problem_make(&given, &p));
+    FORWARD(clattn__plan_device(&p, clattn__device_profile(d), &options, 0, &choice, &is_last));
+    FORWARD(clattn__device_plan_create(d, context, &p, &choice, &plan));
+    fill(t->q, HEADS * N_Q * DIM, 1, dtype);
+    fill(t->k, N_KV * DIM, 2, dtype);
+    fill(t->v, N_KV * DIM, 3, dtype);
+    clattn_forward_args_init(&args);
+    args.q = clattn_host_buffer(t->q);
+    args.k = clattn_host_buffer(t->k);
+    args.v = clattn_host_buffer(t->v);
+    args.o = clattn_host_buffer(t->o);
+    args.lse = clattn_host_buffer(t->lse);
+    const clattn_status status = clattn__device_run(plan, &p, &args, NULL, true);
+    clattn__device_plan_free(plan);
+    return status;
+}
+
+static clattn_status check(clattn_context *context, device *d, clattn_dtype dtype)
+{
+    trial a, b;
+    const float o_most = dtype == CLATTN_DTYPE_F16 ? 0x1p-8F : 0x1p-5F, lse_most = 1e-4F; /* |O| is at most 2 */
+    FORWARD(run(context, d, dtype, CLATTN_KERNEL_ATTN_FWD, &a));
+    FORWARD(run(context, d, dtype, CLATTN_KERNEL_ATTN_FWD_MMA, &b));
+    for (int i = 0; i < O_SIZE; i++) {
+        const float x = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(a.o[i]) : f32_of_bf16(a.o[i]);
+        const float y = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(b.o[i]) : f32_of_bf16(b.o[i]);
+        RETURN_IF(!(fabsf(x - y) <= o_most), UNSUPPORTED,
+                  "attn_fwd_mma is left aside on %s: in %s it gives O %g where attn_fwd gives %g",
+                  clattn__device_profile(d)->name, clattn_dtype_name(dtype), (double)y, (double)x);
+    }
+    for (int i = 0; i < LSE_SIZE; i++)
+        RETURN_IF(!(fabsf(a.lse[i] - b.lse[i]) <= lse_most), UNSUPPORTED,
+                  "attn_fwd_mma is left aside on %s: in %s it gives LSE %g where attn_fwd gives %g",
+                  clattn__device_profile(d)->name, clattn_dtype_name(dtype), (double)b.lse[i], (double)a.lse[i]);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__engine_check(clattn_context *context, device *d, clattn_dtype dtype)
+{
+    engine_trial *kept = &context->engine_trials[dtype == CLATTN_DTYPE_BF16], seen;
+    pthread_mutex_lock(&context->lock);
+    seen = *kept;
+    pthread_mutex_unlock(&context->lock);
+    if (!seen.is_over) { /* without the lock, for it logs; two threads may try at once */
+        const clattn_status status = check(context, d, dtype);
+        if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY || status == CLATTN_STATUS_OUT_OF_DEVICE_MEMORY) return status;
+        seen.is_over = true;
+        if (status != CLATTN_STATUS_SUCCESS)
+            snprintf(seen.refused, sizeof seen.refused, "%.*s", (int)sizeof seen.refused - 1,
+                     clattn_last_error()->message);
+        pthread_mutex_lock(&context->lock);
+        *kept = seen;
+        pthread_mutex_unlock(&context->lock);
+    }
+    RETURN_IF(seen.refused[0], UNSUPPORTED, "%s", seen.refused);
+    return CLATTN_STATUS_SUCCESS;
+}
