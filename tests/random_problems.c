@@ -36,7 +36,8 @@ static numbers problem_make(uint64_t seed, uint64_t i, bool device)
     p.n[DTYPE] = numbers_below(&v, 5) % 4; /* f32 twice */
     p.n[WAY] = device ? NUMBERS_HOST_WAYS + numbers_below(&v, NUMBERS_WAYS - NUMBERS_HOST_WAYS)
                       : numbers_below(&v, NUMBERS_HOST_WAYS);
-    p.n[DIM] = size_of(&v, 280);
+    if (p.n[WAY] == NUMBERS_MMA) p.n[DTYPE] = 1 + p.n[DTYPE] % 2; /* f16 and bf16 */
+    p.n[DIM] = size_of(&v, p.n[WAY] == NUMBERS_MMA ? 128 : 280);
     p.n[DIM_V] = rarely(&v, 3, 90);
     p.n[SOFTCAP] = rarely(&v, 5, 3);
     p.n[ALIBI] = rarely(&v, 5, 2);
