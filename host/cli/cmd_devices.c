@@ -31,19 +31,19 @@ static int print_host(void)
     return CLI_OK;
 }
 
-/* Whether its matrix engine passed, a plan tells. */
-static int print_engine(int index)
+/* Whether its matrix engine passed in a type, a plan tells. */
+static int print_engine(int index, clattn_dtype dtype)
 {
     char number[16];
     const options device = {.path = CLATTN_PATH_DEVICE, .device = number};
     clattn_problem p;
     runner r;
     snprintf(number, sizeof number, "%d", index);
-    clattn_problem_init(&p, CLATTN_DTYPE_F16, 1, 1, 1, 1024, 1024, 64);
+    clattn_problem_init(&p, dtype, 1, 1, 1, 1024, 1024, 64);
     const int code = runner_open(&device, &p, CLATTN_PASS_FORWARD, &r);
     if (code) return code;
-    const char *refused = strstr(clattn_plan_explain(r.plan), "refused: ");
-    printf("          f16 and bf16: kernel %s", clattn_kernel_name(r.info.kernel));
+    const char *refused = strstr(clattn_plan_explain(r.plan), "refused: attn_fwd_mma");
+    printf("          %s: kernel %s", clattn_dtype_name(dtype), clattn_kernel_name(r.info.kernel));
     if (refused) printf(": %.*s", (int)strcspn(refused + 9, "\n"), refused + 9);
     printf("\n");
     runner_close(&r);
@@ -65,8 +65,10 @@ static int print_device(int index)
         printf("          kernel %s%s%s\n", clattn_kernel_name(d.kernel), d.why[0] ? ": " : "", d.why);
     else
         printf("          not usable: %s\n", d.why);
-    if (d.usable && d.matrix_engine) return print_engine(index);
-    return CLI_OK;
+    int code = CLI_OK;
+    if (d.usable && d.matrix_engine) code = print_engine(index, CLATTN_DTYPE_F16);
+    if (d.usable && d.matrix_engine && !code) code = print_engine(index, CLATTN_DTYPE_BF16);
+    return code;
 }
 
 int cmd_devices(const options *o)

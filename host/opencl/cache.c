@@ -9,9 +9,14 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
 
 #include "../text.h"
 #include "device_cl.h"
+
+extern char **environ;
 
 enum {
     FORMAT_VERSION = 1,
@@ -143,6 +148,21 @@ static void add_host_cpu(text *t)
     }
 }
 
+/* Drivers that take build flags and the like from the environment: not where they keep and print things. */
+static void add_environment(text *t)
+{
+    static const char *const drivers[] = {"POCL_", "AMD_OCL_", "IGC_"}, *const harmless[] = {"POCL_CACHE_DIR",
+                                                                                             "POCL_DEBUG"};
+    for (char **e = environ; e && *e; e++) {
+        bool is_one = false;
+        for (size_t i = 0; i < sizeof drivers / sizeof *drivers; i++)
+            is_one = is_one || !strncmp(*e, drivers[i], strlen(drivers[i]));
+        for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++)
+            is_one = is_one && strncmp(*e, harmless[i], strlen(harmless[i])) != 0;
+        if (is_one) text_add(t, "%s\n", *e);
+    }
+}
+
 static cl_int add_device_text(text *t, cl_device_id id, cl_device_info what)
 {
     char value[1024] = "";
@@ -181,6 +201,14 @@ char *clattn__cache_key(const program_cache *c, const char *options, const char 
 
 /* ---- open */
 
+static bool has_more_rights(void)
+{
+#ifdef __linux__
+    if (getauxval(AT_SECURE)) return true; /* file capabilities too */
+#endif
+    return getuid() != geteuid() || getgid() != getegid();
+}
+
 static void folder_find(program_cache *c)
 {
     const char *on = getenv("CLATTN_CACHE"), *own = getenv("CLATTN_CACHE_DIR");
@@ -191,8 +219,8 @@ static void folder_find(program_cache *c)
         snprintf(c->why, sizeof c->why, "CLATTN_CACHE is 0");
     else if (!base)
         snprintf(c->why, sizeof c->why, "CLATTN_CACHE_DIR, XDG_CACHE_HOME, HOME are not set");
-    else if (getuid() != geteuid())
-        snprintf(c->why, sizeof c->why, "the program runs with another user's rights");
+    else if (has_more_rights())
+        snprintf(c->why, sizeof c->why, "the program runs with more rights than its user");
     else if ((size_t)snprintf(c->folder, sizeof c->folder, "%s%s", base, below) < sizeof c->folder)
         return;
     else
@@ -215,7 +243,9 @@ clattn_status clattn__cache_open(program_cache *c, cl_device_id id)
     if (code != CL_INVALID_VALUE) RETURN_IF_CL("clGetDeviceInfo", code);
     const size_t before = t.length;
     add_host_cpu(&t);
-    if (code == CL_INVALID_VALUE || (is_cpu && t.length == before) || t.length >= t.size) {
+    const size_t of_cpu = t.length - before;
+    add_environment(&t);
+    if (code == CL_INVALID_VALUE || (is_cpu && !of_cpu) || t.length >= t.size) {
         c->identity[0] = 0;
         snprintf(c->why, sizeof c->why, "what the device is, is not known");
     } else {
@@ -279,17 +309,22 @@ clattn_status clattn__cache_give(program_cache *c, const void *all, size_t size)
         g->next = added.given;
         added.given = g;
     }
-    for (given_record *g = added.given, *next; g; g = next) {
-        given_record *same = given_find(c, g->record.key, g->record.key_bytes);
-        next = g->next;
-        if (same) { /* the later one counts, and they are in reverse here */
-            free(g->record.data);
-            free(g);
-            continue;
+    /* The later one counts: those of this call are in reverse, and go before those of earlier ones. */
+    given_record **end = &added.given;
+    while (*end) end = &(*end)->next;
+    *end = c->given;
+    c->given = added.given;
+    for (given_record *g = c->given; g; g = g->next)
+        for (given_record **at = &g->next; *at;) {
+            given_record *other = *at;
+            if (!has_key(&other->record, g->record.key, g->record.key_bytes)) {
+                at = &other->next;
+                continue;
+            }
+            *at = other->next;
+            free(other->record.data);
+            free(other);
         }
-        g->next = c->given;
-        c->given = g;
-    }
     return CLATTN_STATUS_SUCCESS;
 }
 

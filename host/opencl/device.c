@@ -359,6 +359,10 @@ void clattn__device_close(struct device *d)
         next = k->next;
         clattn__device_kernel_free(k);
     }
+    for (device_kernel *k = d->retired, *next; k; k = next) {
+        next = k->next;
+        clattn__device_kernel_free(k);
+    }
     clattn__cache_close(&d->cache);
     clReleaseCommandQueue(d->queue);
     clReleaseContext(d->cl);

@@ -33,6 +33,8 @@ struct device {
     program_cache cache;
     pthread_mutex_t lock;   /* guards kernels and the cache */
     device_kernel *kernels; /* built so far; freed with the device */
+    device_kernel *retired; /* likewise: from binaries that did not run */
+    bool has_bad_binaries;  /* then every further kernel is made from source */
 };
 
 struct device_plan {
@@ -59,6 +61,9 @@ clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device
 clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_stage *stage,
                                     const device_choice *choice, device_kernel **kernel);
 void clattn__device_kernel_free(device_kernel *kernel);
+
+/* Takes those of the kernels that were made from binaries out of use, for one of them does not run. Were there any? */
+bool clattn__device_kernels_retire(struct device *d, device_kernel *const *kernels, int n);
 
 /* Puts a kernel that was built from source and has run on disk. Some drivers compile when it runs, and have the whole binary
  * only then. */

@@ -204,7 +204,7 @@ static clattn_status kernel_find(const struct device *d, const clattn_context *c
                                    : "options.program_cache is CLATTN_PROGRAM_CACHE_OFF");
     for (k->origin = FROM_APP; k->origin < FROM_SOURCE; k->origin++) {
         program_record r;
-        if (k->origin == FROM_DISK && !uses_disk(d, context)) continue;
+        if (d->has_bad_binaries || (k->origin == FROM_DISK && !uses_disk(d, context))) continue;
         if (!clattn__cache_find(&d->cache, k->origin, k->cache_key, &r, why, WHY_SIZE)) continue;
         const clattn_status status = kernel_build(d, stage, options, all, &r, k);
         free(r.data);
@@ -278,6 +278,25 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
 
 /* ---- binaries */
 
+bool clattn__device_kernels_retire(struct device *d, device_kernel *const *kernels, int n)
+{
+    bool found = false;
+    pthread_mutex_lock(&d->lock);
+    for (int i = 0; i < n; i++) {
+        device_kernel **at = &d->kernels, *k = kernels[i];
+        if (!k || k->origin == FROM_SOURCE) continue;
+        found = true;
+        while (*at && *at != k) at = &(*at)->next;
+        if (!*at) continue; /* another thread was first */
+        *at = k->next;
+        k->next = d->retired; /* other plans may have it */
+        d->retired = k;
+    }
+    d->has_bad_binaries = d->has_bad_binaries || found;
+    pthread_mutex_unlock(&d->lock);
+    return found;
+}
+
 void clattn__device_kernel_keep(const struct device *d, const clattn_context *context, const device_stage *stage,
                                 device_kernel *k)
 {
@@ -319,6 +338,7 @@ clattn_status clattn__device_plan_binaries(const device_plan *plan, void *data, 
 
 clattn_status clattn__device_add_binaries(struct device *d, const void *data, size_t size)
 {
+    FORWARD(clattn__device_check_process(d)); /* in a forked child the lock may stay locked */
     pthread_mutex_lock(&d->lock);
     const clattn_status status = clattn__cache_give(&d->cache, data, size);
     pthread_mutex_unlock(&d->lock);

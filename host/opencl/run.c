@@ -306,10 +306,19 @@ clattn_status clattn__device_plan_create(struct device *d, clattn_context *conte
     plan->device = d;
     plan->choice = *choice;
     plan->choice.score_source = plan->choice.score_derivative = NULL;
-    clattn_status status = CLATTN_STATUS_SUCCESS;
-    for (int i = 0; i < choice->n_stages && status == CLATTN_STATUS_SUCCESS; i++)
-        status = clattn__device_kernel(d, context, &choice->stages[i], choice, &plan->kernels[i]);
-    if (status == CLATTN_STATUS_SUCCESS) status = trial_launch(plan, p);
+    clattn_status status;
+    bool again;
+    do {
+        status = CLATTN_STATUS_SUCCESS;
+        for (int i = 0; i < choice->n_stages && status == CLATTN_STATUS_SUCCESS; i++)
+            status = clattn__device_kernel(d, context, &choice->stages[i], choice, &plan->kernels[i]);
+        again = false;
+        if (status == CLATTN_STATUS_SUCCESS) {
+            status = trial_launch(plan, p);
+            again =
+                status != CLATTN_STATUS_SUCCESS && clattn__device_kernels_retire(d, plan->kernels, choice->n_stages);
+        }
+    } while (again); /* from source, this time */
     for (int i = 0; i < choice->n_stages && status == CLATTN_STATUS_SUCCESS; i++)
         clattn__device_kernel_keep(d, context, &choice->stages[i], plan->kernels[i]);
     if (status == CLATTN_STATUS_SUCCESS) status = fixed_make(plan, p);
