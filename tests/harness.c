@@ -441,7 +441,9 @@ clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const t
 {
     clattn_plan_options options;
     clattn_plan_options_init(&options);
-    options.pass = way->kernel >= CLATTN_KERNEL_HOST_BACKWARD ? CLATTN_PASS_BACKWARD : CLATTN_PASS_FORWARD;
+    const bool backward = way->kernel == CLATTN_KERNEL_HOST_BACKWARD || way->kernel == CLATTN_KERNEL_ATTN_BWD_LANES ||
+                          way->kernel == CLATTN_KERNEL_ATTN_BWD;
+    options.pass = backward ? CLATTN_PASS_BACKWARD : CLATTN_PASS_FORWARD;
     options.path = way->path;
     options.kernel = way->kernel;
     options.block_q = block_q;
@@ -454,7 +456,7 @@ clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const t
     test_ok(clattn_plan_get_info(plan, &info));
     ck_assert_str_eq(clattn_path_name(info.path), clattn_path_name(way->path));
     ck_assert_str_eq(clattn_kernel_name(info.kernel), clattn_kernel_name(way->kernel));
-    if (options.pass == CLATTN_PASS_BACKWARD) return plan;
+    if (backward) return plan;
     if (way->kernel == CLATTN_KERNEL_HOST_TILE) {
         /* Rows of a tile: four vectors of 16, three of 8, four of 4; half of each for f64. */
         const int64_t rows = !strncmp(info.instructions, "avx512", 6) ? 64
