@@ -46,6 +46,7 @@ static unsigned verbose_kinds(void)
         for (int kind = 0; kind < LOG_KINDS; kind++) {
             const size_t n = strlen(kind_names[kind]);
             if (!strncmp(s, kind_names[kind], n) && (s[n] == ',' || !s[n])) kinds |= 1u << kind;
+            if (!strcmp(s, "all") || !strcmp(s, "1")) kinds |= 1u << kind;
         }
     return kinds;
 }

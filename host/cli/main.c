@@ -43,7 +43,9 @@ static const command commands[] = {
      "the roofline: the peak, or the operations for each byte of inputs and output times the bandwidth of reading\n"
      "memory, whichever is less.\n" PROBLEM_NOTE,
      "PROBLEM", cmd_bench},
-    {"selftest", COMMAND_SELFTEST, "Checks small problems on the host and on every device; exits 1 when one is wrong.",
+    {"selftest", COMMAND_SELFTEST,
+     "Checks small problems on the host and on every device, which takes minutes where kernels compile; exits 1 when "
+     "one is wrong.",
      "", NULL, cmd_selftest},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };

@@ -132,7 +132,8 @@ static inline clattn_buffer clattn_host_buffer(const void *pointer)
 CLATTN_API clattn_status clattn_forward(const clattn_plan *plan, const clattn_forward_args *args);
 
 /* One call: a plan for p on context (NULL: the default one), kept for the next call with an equal problem, and
- * clattn_forward. lse may be NULL. p must not ask for per-batch lengths or offsets. */
+ * clattn_forward. lse may be NULL. Only Q, K and V are given: a p that needs other args (per-batch lengths or offsets, bias,
+ * boolean mask, ALiBi, sinks, dropout, varlen, a score function) is refused. The context frees the plans. */
 CLATTN_API clattn_status clattn_attention(clattn_context *context, const clattn_problem *p, const void *q,
                                           const void *k, const void *v, void *o, float *lse);
 

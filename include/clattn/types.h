@@ -51,7 +51,7 @@ typedef enum clattn_path {
        "attn_decode_lanes")                 /* device path for CPU devices: few query rows, the keys in chunks */      \
     XX(HOST_BACKWARD, 8, "host_backward")   /* host path, backward: tiles of keys, one file per instruction set */     \
     XX(ATTN_BWD_LANES, 9, "attn_bwd_lanes") /* device path for CPU devices, backward: one work-item some kv tiles */   \
-    XX(ATTN_BWD, 10, "attn_bwd")            /* device path, backward: tiles in local memory, scores computed twice */      \
+    XX(ATTN_BWD, 10, "attn_bwd")            /* device path, backward: tiles in local memory, scores computed twice */  \
     XX(ATTN_FWD_MMA, 11, "attn_fwd_mma")    /* device path, f16 and bf16: products in the device's matrix engine */
 
 typedef enum clattn_kernel {
@@ -232,7 +232,7 @@ typedef struct clattn_context_options {
     int n_threads;                        /* of the host path; default 0: one per available processor */
     clattn_parallel_for_fn *parallel_for; /* host path: the app's own threads; default NULL: clattn's */
     void *parallel_for_user;
-    clattn_log_fn *log; /* default NULL: none. CLATTN_VERBOSE=plan,build,run prints on stderr besides */
+    clattn_log_fn *log; /* default NULL: none. CLATTN_VERBOSE=plan,build,run or all prints on stderr */
     void *log_user;
     int copy_transfers; /* 1: clattn_forward copies even where the device shares host memory; default 0 */
     clattn_program_cache program_cache; /* default CLATTN_PROGRAM_CACHE_DEFAULT */
