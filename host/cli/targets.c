@@ -107,6 +107,7 @@ static void open_context(const options *o, target *t)
     clattn_context_options_init(&c);
     c.n_threads = (int)o->threads;
     c.device = t->index < 0 ? CLATTN_DEVICE_NONE : CLATTN_DEVICE_INDEX;
+    c.program_cache = CLATTN_PROGRAM_CACHE_OFF; /* every problem is another program, run once */
     c.device_index = t->index;
     t->status = clattn_context_create(&c, &t->context);
     if (!t->status) return;
