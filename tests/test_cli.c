@@ -795,7 +795,7 @@ static TCase *add_case(Suite *s, const char *name)
 {
     TCase *t = tcase_create(name);
     tcase_add_checked_fixture(t, setup, teardown);
-    tcase_set_timeout(t, 600); /* a slow machine builds every kernel of the self-test in minutes */
+    tcase_set_timeout(t, 2400); /* a slow machine builds every kernel of the self-test in minutes */
     suite_add_tcase(s, t);
     return t;
 }
