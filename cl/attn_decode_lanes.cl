@@ -39,8 +39,8 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_decode_lanes(F
             const int masked = mask_hidden(s, band, row, first, n);
             softmax(s, row, n);
             dropout(s, &args, at, row, dropout_scale, first, n);
-            prob_values(partials + (i64)r0 * PARTIAL_SIZE, s, row, rows - r0, v + first * args.v_row, args.v_row, first, n,
-                        band, masked);
+            prob_values(partials + (i64)r0 * PARTIAL_SIZE, s, row, rows - r0, v + first * args.v_row, args.v_row, first,
+                        n, band, masked);
         }
         row_states_store(partials + (i64)r0 * PARTIAL_SIZE, row, rows - r0);
     }

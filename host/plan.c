@@ -312,6 +312,15 @@ static void set_tile(device_choice *c, const clattn__tile *t)
     c->work_group_size = t->wg_size;
 }
 
+static clattn_status no_tile(const char *kernel, const problem *p, const device_profile *d, int nth)
+{
+    return clattn__fail(CLATTN_STATUS_UNSUPPORTED, 0,
+                        "%s has no%s tile for head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " in %" PRId64
+                        " bytes of local memory and %" PRId64 " work-items",
+                        kernel, nth ? " further" : "", p->head_dim_qk, p->head_dim_v, d->local_bytes,
+                        d->max_work_group_size);
+}
+
 /* *is_last: the table has no further tile. */
 static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
                                      device_choice *c, bool *is_last)
@@ -321,12 +330,9 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
     const int real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
     clattn__tile t;
     *is_last = true;
-    RETURN_IF(!clattn__tile_pick(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size,
-                                 block_q, block_kv, nth, &t),
-              UNSUPPORTED,
-              "attn_fwd has no%s tile for head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " in %" PRId64
-              " bytes of local memory and %" PRId64 " work-items",
-              nth ? " further" : "", p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size);
+    if (!clattn__tile_pick(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size, block_q,
+                           block_kv, nth, &t))
+        return no_tile("attn_fwd", p, d, nth);
     *is_last = false;
     const int64_t rows = (int64_t)t.block_q * t.wg_cols / t.wg_size;
     const int64_t columns = (p->head_dim_v + 4 * t.wg_cols - 1) / (4 * t.wg_cols) * 4;
@@ -361,12 +367,9 @@ static clattn_status choose_attn_fwd_mma(const problem *p, const device_profile 
     RETURN_IF(!suits_mma(p), UNSUPPORTED,
               "head_dim_qk is %" PRId64 " and head_dim_v %" PRId64 "; attn_fwd_mma takes up to %d", p->head_dim_qk,
               p->head_dim_v, MMA_HEAD_DIM_MAX);
-    RETURN_IF(!clattn__tile_pick_mma(p->head_dim_qk, p->head_dim_v, emulated, d->local_bytes, d->max_work_group_size,
-                                     block_q, block_kv, nth, &t),
-              UNSUPPORTED,
-              "attn_fwd_mma has no%s tile for head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " in %" PRId64
-              " bytes of local memory and %" PRId64 " work-items",
-              nth ? " further" : "", p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size);
+    if (!clattn__tile_pick_mma(p->head_dim_qk, p->head_dim_v, emulated, d->local_bytes, d->max_work_group_size, block_q,
+                               block_kv, nth, &t))
+        return no_tile("attn_fwd_mma", p, d, nth);
     *is_last = false;
     set_tile(c, &t);
     c->axes[AXIS_MMA] = (int)engine;
@@ -496,12 +499,9 @@ static clattn_status choose_attn_bwd(const problem *p, const device_profile *d, 
     const int real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
     clattn__tile t;
     *is_last = true;
-    RETURN_IF(!clattn__tile_pick_backward(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes,
-                                          d->max_work_group_size, block, nth, &t),
-              UNSUPPORTED,
-              "attn_bwd has no%s tile for head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " in %" PRId64
-              " bytes of local memory and %" PRId64 " work-items",
-              nth ? " further" : "", p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size);
+    if (!clattn__tile_pick_backward(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size,
+                                    block, nth, &t))
+        return no_tile("attn_bwd", p, d, nth);
     *is_last = false;
     set_tile(c, &t);
     c->local_bytes =

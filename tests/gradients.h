@@ -32,7 +32,7 @@ void test_backward_run(test_data *t, const test_way *way, int n_threads, const v
 typedef struct test_backward_how {
     int64_t nan_rows;        /* dO and dLSE of the first rows are NaN */
     double factor;           /* of the type's tolerance; 0: 1 */
-    double slope_factor;     /* of that, for dslopes, where an error of dZ counts |p - j| times; 0: 1 */
+    bool slopes_cancel;      /* dslopes, differences of sums as large as the distances, are not looked at */
     int64_t block;           /* block_q and block_kv; 0: automatic */
     clattn_context *context; /* NULL: the way's */
     bool runs_alone;         /* the results are not looked at */

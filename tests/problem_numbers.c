@@ -131,7 +131,7 @@ static void check_backward(test_data *t, const char *text, int64_t seed, const t
     const test_backward_how how = {.factor = (p->dtype == CLATTN_DTYPE_F64 ? 1 : 2) *
                                              fmax(1, sqrt((double)p->head_dim_v) / 8) *
                                              fmax(1, scale * sqrt((double)p->head_dim_qk)),
-                                   .slope_factor = INFINITY};
+                                   .slopes_cancel = true};
     const int nth = way->path == CLATTN_PATH_HOST ? 0 : way->kernel == CLATTN_KERNEL_ATTN_FWD ? 2 : 1;
     test_backward_check(t, text, (uint64_t)seed, &test_backward_ways[nth], &how);
 }

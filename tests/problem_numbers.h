@@ -39,7 +39,8 @@ typedef struct numbers {
     int64_t n[FIELDS];
 } numbers;
 
-enum { NUMBERS_WAYS = 6, NUMBERS_MMA = 5, NUMBERS_HOST_WAYS = 2 }; /* host_tile, host_decode, then the device's kernels */
+/* host_tile, host_decode, then the device's kernels */
+enum { NUMBERS_WAYS = 6, NUMBERS_MMA = 5, NUMBERS_HOST_WAYS = 2 };
 
 /* splitmix64, and a number in 0..n-1 */
 uint64_t numbers_next(uint64_t *state);
