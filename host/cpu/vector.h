@@ -63,13 +63,17 @@ INLINE vec vec_fma(vec a, vec b, vec c)
 
 INLINE vec vec_select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 
-/* The larger; b where either is NaN. */
+/* The larger; b where either is NaN, as the instructions have it. */
 INLINE vec vec_max(vec a, vec b)
 {
 #if VECTOR_BYTES == 64 && REAL_BITS == 32
     return (vec)_mm512_max_ps((__m512)a, (__m512)b);
 #elif VECTOR_BYTES == 64
     return (vec)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif VECTOR_BYTES == 32
+    return (vec)_mm256_max_pd((__m256d)a, (__m256d)b);
 #else
     return vec_select(a > b, a, b);
 #endif
