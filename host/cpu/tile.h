@@ -56,7 +56,8 @@ static inline int64_t partial_pitch(int head_dim_v) { return partial_state_at(he
 typedef struct host_ops {
     const char *name;
     clattn_dtype products;
-    int block_q, block_kv; /* most rows of a tile; keys of a kv block that suit the caches */
+    int block_q, panel_rows; /* most rows of a tile, a multiple of those of its panels */
+    int block_kv;            /* keys of a kv block that suit the caches */
     size_t (*work_bytes)(int head_dim_qk, int head_dim_v, int block_kv, clattn_dtype dtype);
     void (*tile_forward)(const host_tile *tile, void *work); /* work: aligned to 64 bytes */
     /* Scores of the tile's rows at a step before the softmax, natural units, to scores [n_q, n_kv] of the whole head. */

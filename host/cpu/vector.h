@@ -121,7 +121,28 @@ INLINE int vec_any_nan(vec a)
 #define vec_zip_high(a, b) vec_shuffle(a, b, 1, 3)
 #endif
 
-/* x becomes its transpose: log2(LANES) rounds of perfect shuffles. */
+/* x becomes its transpose. */
+#if LANES ==                                                                                                           \
+    8 /* with shuffles inside the halves of a register, which are one instruction each, and one exchange of them */
+INLINE void vec_transpose(vec x[LANES])
+{
+    vec y[LANES];
+    UNROLL_FOR (int i = 0; i < LANES; i += 2) {
+        y[i] = vec_shuffle(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        y[i + 1] = vec_shuffle(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    UNROLL_FOR (int i = 0; i < LANES; i += 4)
+        UNROLL_FOR (int k = 0; k < 2; k++) {
+            x[i + 2 * k] = vec_shuffle(y[i + k], y[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            x[i + 2 * k + 1] = vec_shuffle(y[i + k], y[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    UNROLL_FOR (int i = 0; i < LANES / 2; i++) {
+        const vec low = x[i], high = x[i + LANES / 2];
+        x[i] = vec_shuffle(low, high, 0, 1, 2, 3, 8, 9, 10, 11);
+        x[i + LANES / 2] = vec_shuffle(low, high, 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+#else /* log2(LANES) rounds of perfect shuffles */
 INLINE void vec_transpose(vec x[LANES])
 {
     vec y[LANES];
@@ -133,6 +154,7 @@ INLINE void vec_transpose(vec x[LANES])
         }
     }
 }
+#endif
 
 /* 2^(x unit) for x unit <= 0: exactly 0 from -127 down (-1023 for f64), NaN for NaN, else within 1 ulp. Adding `rounder`
  * leaves the integer nearest to x unit, biased like an exponent, in the low bits of the sum. */
