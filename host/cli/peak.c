@@ -114,11 +114,13 @@ static void work_of_thread(void *argument, int64_t thread)
     int64_t done = 0;
     double now = cli_now();
     while (now < s->start) now = cli_now();
-    for (; now < s->end; now = cli_now(), done++) {
+    while (now < s->end) {
         if (s->loop)
             s->sinks[thread] += (int64_t)s->loop->run();
         else
             s->sinks[thread] ^= read_piece(s->buffer + (first + (pieces ? done % pieces : 0)) * READ_PIECE);
+        done++;
+        now = cli_now();
     }
     s->rates[thread] = (double)done / (now - s->start);
 }

@@ -124,7 +124,7 @@ static int run_paths(const options *paths, int n_paths, const clattn_problem *wh
 int sweep_run(const options *o, sweep *s)
 {
     clattn_problem whole;
-    options paths[MOST_PATHS];
+    options paths[MOST_PATHS] = {*o};
     char names[MOST_PATHS][16];
     int n_paths;
     memset(s, 0, sizeof *s);
