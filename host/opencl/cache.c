@@ -74,7 +74,7 @@ static const char *record_read(const unsigned char *data, size_t size, program_r
 
 static bool has_key(const program_record *r, const char *key, size_t length)
 {
-    return r->key_bytes == length && !memcmp(r->key, key, length);
+    return r->key && key && r->key_bytes == length && !memcmp(r->key, key, length);
 }
 
 /* The size of the device's binary, and with `to` its bytes, which must still be as many. */
