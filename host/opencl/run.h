@@ -25,4 +25,7 @@ void clattn__launch_numbers(launch_buffers *b, const device_plan *plan, const pr
 clattn_status clattn__launch(struct device_plan *plan, const problem *p, cl_command_queue queue,
                              const launch_buffers *buffers, cl_uint n_wait, const cl_event *wait_list, cl_event *event);
 
+/* A failure after kernels were enqueued is no want of memory, which promises that nothing was. */
+clattn_status clattn__late(clattn_status status);
+
 #endif
