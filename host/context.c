@@ -1,5 +1,6 @@
 #include "context.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +29,8 @@ static clattn_status check_options(const clattn_context_options *o)
     RETURN_IF(o->n_threads < 0, INVALID_ARGUMENT, "options.n_threads is %d; it must be at least 0", o->n_threads);
     RETURN_IF(o->copy_transfers != 0 && o->copy_transfers != 1, INVALID_ARGUMENT,
               "options.copy_transfers is %d; it must be 0 or 1", o->copy_transfers);
+    RETURN_IF(o->copy_bytes_most < 0, INVALID_ARGUMENT, "options.copy_bytes_most is %" PRId64 "; it must be at least 0",
+              o->copy_bytes_most);
     RETURN_IF(o->program_cache != CLATTN_PROGRAM_CACHE_DEFAULT && o->program_cache != CLATTN_PROGRAM_CACHE_OFF,
               INVALID_ARGUMENT, "options.program_cache is %d; it must be one of clattn_program_cache",
               (int)o->program_cache);

@@ -512,8 +512,23 @@ static clattn_status choose_attn_bwd(const problem *p, const device_profile *d, 
     return choose_backward(p, d, c);
 }
 
-clattn_status clattn__plan_device(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
-                                  device_choice *c, bool *is_last)
+/* What of each tensor a share has, in a buffer of its own. s NULL: all. */
+static clattn_status check_allocations(const problem *p, const device_profile *d, const share *s)
+{
+    for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
+        const tensor_shape part = s ? clattn__share_part(p, s, i).shape : p->tensor[i], *t = &part;
+        const int64_t bytes = clattn__tensor_copy_bytes(t);
+        RETURN_IF(bytes > d->max_alloc_bytes, UNSUPPORTED,
+                  "%s has %" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64 " elements; %s allocates at most %" PRId64
+                  " bytes at once",
+                  clattn__tensor_names[i], t->count[0], t->count[1], t->count[2], t->count[3], d->name,
+                  d->max_alloc_bytes);
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status choose(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
+                            device_choice *c, bool *is_last)
 {
     *is_last = true;
     FORWARD(check_reach(p));
@@ -527,15 +542,7 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
     const bool backward = o->pass == CLATTN_PASS_BACKWARD;
     RETURN_IF(backward && p->score_function.source && !p->score_function.source_derivative, UNSUPPORTED,
               "score_function.source_derivative is NULL; backward needs it on the device path");
-    for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
-        const tensor_shape *t = &p->tensor[i];
-        const int64_t bytes = clattn__tensor_copy_bytes(t);
-        RETURN_IF(bytes > d->max_alloc_bytes, UNSUPPORTED,
-                  "%s has %" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64 " elements; %s allocates at most %" PRId64
-                  " bytes at once",
-                  clattn__tensor_names[i], t->count[0], t->count[1], t->count[2], t->count[3], d->name,
-                  d->max_alloc_bytes);
-    }
+    if (backward) FORWARD(check_allocations(p, d, NULL));
     memset(c, 0, sizeof *c);
     c->axes[AXIS_STORAGE] = (int)p->dtype;
     c->axes[AXIS_HEAD_DIM_QK] = (int)p->head_dim_qk;
@@ -576,4 +583,17 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
     RETURN_IF(*is_last, UNSUPPORTED, "%s has one variant", clattn_kernel_name(o->kernel));
     c->kernel = tiles;
     return backward ? choose_attn_bwd(p, d, o, nth, c, is_last) : choose_attn_fwd(p, d, o, nth, c, is_last);
+}
+
+clattn_status clattn__plan_device(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
+                                  device_choice *c, bool *is_last)
+{
+    FORWARD(choose(p, d, o, nth, c, is_last));
+    clattn__plan_cut(p, d, c);
+    if (c->cut.n_shares) return CLATTN_STATUS_SUCCESS;
+    *is_last = true; /* a smaller tile would fit in less, and give other bits */
+    const share least = clattn__share_of(p, &c->cut, 0);
+    FORWARD(check_allocations(p, d, &least));
+    if (d->shares_host_memory) return CLATTN_STATUS_SUCCESS; /* a call that must copy finds out */
+    return clattn__plan_cut_refuse(&c->cut, d, CLATTN_STATUS_UNSUPPORTED);
 }

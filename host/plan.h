@@ -6,6 +6,7 @@
 
 #include "cpu/run.h"
 #include "problem.h"
+#include "shares.h"
 #include "text.h"
 
 /* What multiplies attn_fwd_mma's tiles; the axis MMA. */
@@ -14,9 +15,10 @@ typedef enum matrix_engine { ENGINE_NONE, ENGINE_EMULATED, ENGINE_NVIDIA } matri
 /* What a device can do, as far as plans care. */
 typedef struct device_profile {
     char name[128];
-    bool is_cpu, has_fp64, shares_host_memory;
+    bool is_cpu, has_fp64, shares_host_memory; /* the last: calls with host pointers need no copies */
     int64_t local_bytes, max_alloc_bytes, max_work_group_size;
-    matrix_engine engine; /* that AUTO may take */
+    int64_t copy_bytes_most; /* of a call's copies and work space at a time; 0: any */
+    matrix_engine engine;    /* that AUTO may take */
 } device_profile;
 
 typedef enum axis {
@@ -56,6 +58,7 @@ typedef struct device_choice {
     int n_splits, n_slope_parts;                 /* backward, see backward_args */
     int64_t entries_in_turn, partials_of_entry;  /* backward: batch entries; reals */
     const char *score_source, *score_derivative; /* the app's, or NULL; valid while the plan is made */
+    device_cut cut;                              /* of calls that copy their arrays */
 } device_choice;
 
 /* The device's kernel for a clattn_kernel of AUTO. */
@@ -85,5 +88,12 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *opt
 /* The `nth` variant to try, best first; UNSUPPORTED and a sentence when it does not suit. *is_last: none comes after. */
 clattn_status clattn__plan_device(const problem *p, const device_profile *device, const clattn_plan_options *options,
                                   int nth, device_choice *choice, bool *is_last);
+
+/* choice->cut: shares as large as fit, two sets of them; where copies go to a memory of the device's own, several even of
+ * what fits, once that is large, so that they run beside the kernels. From problem, device and kernel alone. */
+void clattn__plan_cut(const problem *p, const device_profile *device, device_choice *choice);
+
+/* status, and the sentence that says why there is no cut. */
+clattn_status clattn__plan_cut_refuse(const device_cut *cut, const device_profile *device, clattn_status status);
 
 #endif

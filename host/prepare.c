@@ -24,7 +24,10 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
 {
     struct device *d;
     FORWARD(clattn__context_device(plan->context, &d));
-    device_profile usable = *clattn__device_profile(d); /* without an engine that fails */
+    const clattn_context_options *context = &plan->context->options;
+    device_profile usable = *clattn__device_profile(d); /* as the app wants it, and without an engine that fails */
+    if (context->copy_transfers) usable.shares_host_memory = false;
+    if (context->copy_bytes_most) usable.copy_bytes_most = context->copy_bytes_most;
     const device_profile *profile = &usable;
     bool is_last = false, tried = false;
     error_state failure;
@@ -63,6 +66,14 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
              plan->choice.work_group_size, plan->choice.local_bytes);
     if (is_engines(&plan->choice, options)) text_add(why, "matrix engine: the products agree with attn_fwd's\n");
     if (plan->choice.axes[AXIS_MMA] == ENGINE_EMULATED) text_add(why, "matrix engine: emulated\n");
+    const device_cut *cut = &plan->choice.cut;
+    if (cut->n_shares > 1 && !profile->shares_host_memory)
+        text_add(why,
+                 "transfers: %" PRId64 " shares of at most %" PRId64 " batch entries, %" PRId64
+                 " query heads and %" PRId64 " rows, in %d x %" PRId64 " bytes of buffers and %" PRId64
+                 " bytes that all share, at most %" PRId64 "\n",
+                 cut->n_shares, cut->entries, cut->heads, cut->rows, cut->n_sets, cut->share_bytes, cut->common_bytes,
+                 cut->bytes_most);
     if (options->pass == CLATTN_PASS_BACKWARD) {
         text_add(why, "gradients in this order:");
         for (int i = 0; i < plan->choice.n_stages; i++)

@@ -34,6 +34,7 @@ typedef struct object {
     kind kind;
     long references;
     const char *creator;
+    size_t bytes; /* of a buffer */
 } object;
 
 enum { OBJECTS = 1 << 18 };
@@ -67,7 +68,7 @@ static void object_made(kind k, const void *at, const char *creator)
     if (!at) return;
     pthread_mutex_lock(&lock);
     object *o = object_find(at);
-    *o = (object){at, k, 1, creator};
+    *o = (object){at, k, 1, creator, 0};
     counts.live++;
     pthread_mutex_unlock(&lock);
 }
@@ -104,6 +105,7 @@ static bool object_counted(kind k, const void *at, int change, const char *call)
     } else if (o->at) {
         o->references += change;
         counts.live += change;
+        if (!o->references) counts.bytes -= o->bytes;
     }
     pthread_mutex_unlock(&lock);
     return good;
@@ -219,6 +221,18 @@ static cl_int call_begin(const char *function, cl_int code)
 
 #include "fault_calls.def"
 
+static cl_mem CL_API_CALL create_counted(cl_context cl, cl_mem_flags flags, size_t size, void *host, cl_int *error)
+{
+    cl_mem mem = clCreateBuffer_layer(cl, flags, size, host, error);
+    if (!mem) return NULL;
+    pthread_mutex_lock(&lock);
+    object_find(mem)->bytes = size;
+    counts.bytes += size;
+    if (counts.bytes > counts.most_bytes) counts.most_bytes = counts.bytes;
+    pthread_mutex_unlock(&lock);
+    return mem;
+}
+
 /* ---- guarded buffers: memory of the layer's, of which the device makes its own on CPU devices */
 
 enum { ALIGNMENT = 128, POISON = 0xff /* all ones are a NaN of every storage type */ };
@@ -248,7 +262,7 @@ static void CL_CALLBACK fence_remove(cl_mem mem, void *user)
 static cl_mem CL_API_CALL create_guarded(cl_context cl, cl_mem_flags flags, size_t size, void *host, cl_int *error)
 {
     const cl_mem_flags theirs = CL_MEM_USE_HOST_PTR | CL_MEM_ALLOC_HOST_PTR;
-    if (!guards || (flags & theirs) || !size) return clCreateBuffer_layer(cl, flags, size, host, error);
+    if (!guards || (flags & theirs) || !size) return create_counted(cl, flags, size, host, error);
     fence *f = malloc(sizeof *f);
     if (!f) abort();
     f->page = (size_t)sysconf(_SC_PAGESIZE);
@@ -262,7 +276,7 @@ static cl_mem CL_API_CALL create_guarded(cl_context cl, cl_mem_flags flags, size
     memset(f->base + f->page, POISON, body);
     if (flags & CL_MEM_COPY_HOST_PTR) memcpy(at, host, size);
     const cl_mem_flags own = (flags & ~(cl_mem_flags)CL_MEM_COPY_HOST_PTR) | CL_MEM_USE_HOST_PTR;
-    cl_mem mem = clCreateBuffer_layer(cl, own, size, at, error);
+    cl_mem mem = create_counted(cl, own, size, at, error);
     if (!mem) {
         munmap(f->base, f->bytes);
         free(f);
@@ -314,6 +328,7 @@ static void arm(long nth, int is_sticky)
     sticky = is_sticky;
     if (nth) counts.code = 0, counts.function = "";
     counts.calls = counts.injected = 0;
+    counts.most_bytes = counts.bytes;
     pthread_mutex_unlock(&lock);
 }
 

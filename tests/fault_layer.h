@@ -6,13 +6,14 @@
 #include <stdint.h>
 
 typedef struct fault_counts {
-    long calls;           /* since the last arm; calls that only count references are not among them */
-    long injected;        /* of those, failed by the layer */
-    long live;            /* references to objects that are the app's to release */
-    long misuses;         /* dead or mistaken objects handed in, releases too many */
-    long overruns;        /* buffers whose last bytes were written past the end (guards only) */
-    int32_t code;         /* of the first failure injected since the last arm of one */
-    const char *function; /* that failed then, "" for none */
+    long calls;               /* since the last arm; calls that only count references are not among them */
+    long injected;            /* of those, failed by the layer */
+    long live;                /* references to objects that are the app's to release */
+    long misuses;             /* dead or mistaken objects handed in, releases too many */
+    long overruns;            /* buffers whose last bytes were written past the end (guards only) */
+    size_t bytes, most_bytes; /* of live buffers; the most since the last arm */
+    int32_t code;             /* of the first failure injected since the last arm of one */
+    const char *function;     /* that failed then, "" for none */
 } fault_counts;
 
 typedef struct fault_layer {

@@ -230,6 +230,7 @@ START_TEST(inits_fill_all)
     ck_assert(d.struct_size == sizeof d && d.name[0] == 0 && d.why[0] == 0 && d.index == 0);
     ck_assert(c.struct_size == sizeof c && c.device == CLATTN_DEVICE_DEFAULT && !c.device_name && c.n_threads == 0);
     ck_assert(!c.parallel_for && !c.log && !c.copy_transfers && c.program_cache == CLATTN_PROGRAM_CACHE_DEFAULT);
+    ck_assert_int_eq(c.copy_bytes_most, 0);
     ck_assert(o.struct_size == sizeof o && o.path == CLATTN_PATH_AUTO && o.kernel == CLATTN_KERNEL_AUTO);
     ck_assert(o.block_q == 0 && o.block_kv == 0 && o.n_threads == 0);
     ck_assert(i.struct_size == sizeof i && i.n_threads == 0 && i.instructions == NULL);
@@ -853,6 +854,10 @@ START_TEST(context_options_refused)
     clattn_context_options_init(&o);
     o.program_cache = (clattn_program_cache)(2 + _i);
     expect(clattn_context_create(&o, &c), CLATTN_STATUS_INVALID_ARGUMENT, (words){"options.program_cache is "},
+           k->what);
+    clattn_context_options_init(&o);
+    o.copy_bytes_most = -1 - _i;
+    expect(clattn_context_create(&o, &c), CLATTN_STATUS_INVALID_ARGUMENT, (words){"options.copy_bytes_most is -"},
            k->what);
     ck_assert_ptr_eq(c, marker);
     c = host_context();

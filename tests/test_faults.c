@@ -87,7 +87,7 @@ typedef struct world {
 typedef struct subject {
     const char *name, *text;
     clattn_kernel kernel;
-    int copy;
+    int copy;                          /* 1: copy_transfers; above: in shares, at most so many bytes at a time */
     void (*make)(world *w);            /* no failures */
     void (*before)(world *w);          /* no failures, before each call; or NULL */
     clattn_status (*call)(world *w);   /* with failures */
@@ -132,7 +132,8 @@ static void open_context(world *w)
 {
     clattn_context_options options;
     test_context_options(&options);
-    options.copy_transfers = w->s->copy;
+    options.copy_transfers = w->s->copy != 0;
+    options.copy_bytes_most = w->s->copy > 1 ? w->s->copy : 0;
     options.n_threads = 2;
     test_ok(clattn_context_create(&options, &w->context));
 }
@@ -190,6 +191,10 @@ static void make_plan(world *w)
     make_context(w);
     make_data(w);
     test_ok(clattn_plan_create(w->context, &w->t->p, &options, &w->plan));
+    clattn_plan_info info;
+    clattn_plan_info_init(&info);
+    test_ok(clattn_plan_get_info(w->plan, &info));
+    if (w->s->copy > 1) ck_assert_int_gt(info.n_shares, 1);
 }
 
 static void make_nothing(world *w) { (void)w; }
@@ -921,6 +926,7 @@ static clattn_status call_planted_allocation(world *w)
     "f32 b2 hq4 hkv2 q19 kv37 d20 window=9,3 softcap=7 alibi bias=1,h,q,kv:f16 mask=b,1,q,kv sinks dropout=0.2"
 #define PER_BATCH "f16 b2 hq2 hkv1 q9 kv33 d16 causal offset=per-batch kvlen=per-batch"
 #define FEW "f32 b1 hq4 hkv2 q1 kv600 d16"
+#define PACKED "f32 hq4 hkv2 d20 varlen=30,3,20:40,9,23 causal"
 #define LONG "f32 b1 hq2 hkv2 q140 kv140 d16"
 
 #define LANES CLATTN_KERNEL_ATTN_FWD_LANES
@@ -960,6 +966,11 @@ static const subject subjects[] = {
     {"forward in place",         FEW,        DECODE,   0,    make_plan,           NULL,                call_forward,            NULL,         without_callback, BOTH},
     {"forward copied",           FEW,        DECODE,   1,    make_plan,           NULL,                call_forward,            NULL,         without_callback, BOTH},
     {"forward with gaps",        LONG,       LANES,    0,    make_plan_with_gaps, NULL,                call_forward,            NULL,         NULL,      BOTH},
+    {"forward in shares",        EVERYTHING, LANES,    40000, make_plan,          NULL,                call_forward,            NULL,         without_callback, BOTH},
+    {"forward in shares",        EVERYTHING, LANES,    13000, make_plan,          NULL,                call_forward,            NULL,         without_callback, BOTH},
+    {"forward in shares",        PER_BATCH,  LOCAL,    5000, make_plan,           NULL,                call_forward,            NULL,         without_callback, BOTH},
+    {"forward in shares",        FEW,        DECODE,   90000, make_plan,          NULL,                call_forward,            NULL,         without_callback, BOTH},
+    {"forward in shares",        PACKED,     LANES,    40000, make_plan,          NULL,                call_forward,            NULL,         without_callback, BOTH},
     {"enqueue_forward",          EVERYTHING, LANES,    0,    make_enqueue,        NULL,                call_enqueue,            NULL,         NULL,      BOTH},
     {"enqueue_forward",          PER_BATCH,  LANES,    0,    make_enqueue,        NULL,                call_enqueue,            NULL,         NULL,      BOTH},
     {"enqueue_forward",          EVERYTHING, LOCAL,    0,    make_enqueue,        NULL,                call_enqueue,            NULL,         NULL,      BOTH},
@@ -1116,6 +1127,42 @@ START_TEST(failed_call_lets_go)
 }
 END_TEST
 
+/* A call in shares has no more bytes of buffers at a time than it may, and more than half: one kv head's K and V are little. */
+START_TEST(bytes_at_a_time)
+{
+    static const struct {
+        const char *text;
+        clattn_kernel kernel;
+        int most;
+    } cases[] = {{"f32 b4 hq4 hkv2 q60 kv37 d20 alibi bias=1,h,q,kv mask=b,1,q,kv", LANES, 60000},
+                 {"f32 b1 hq4 hkv2 q100 kv37 d20", LANES, 30000},
+                 {"f16 b3 hq4 hkv4 q50 kv50 d16 causal", LOCAL, 20000},
+                 {"f32 b2 hq8 hkv1 q300 kv20 d16 sinks", LOCAL, 30000},
+                 {"f32 b4 hq4 hkv4 q1 kv600 d16", DECODE, 350000},
+                 {"f32 hq4 hkv4 d20 varlen=30,3,20:40,9,23", LANES, 60000}};
+    const subject s = {.text = cases[_i].text,
+                       .kernel = cases[_i].kernel,
+                       .copy = cases[_i].most,
+                       .make = make_plan,
+                       .call = call_forward};
+    layer();
+    world w = {.s = &s};
+    make_plan(&w);
+    for (int i = 0; i < 2; i++) {
+        layer()->arm(0, 0);
+        const size_t before = layer()->counts().bytes;
+        test_ok(call_once(&w));
+        const fault_counts after = layer()->counts();
+        ck_assert_uint_eq(after.bytes, before);
+        ck_assert_msg(after.most_bytes - before <= (size_t)s.copy && after.most_bytes - before > (size_t)s.copy / 2,
+                      "%s: %zu bytes at a time; it may take %d", s.text, after.most_bytes - before, s.copy);
+    }
+    test_reference(w.t);
+    test_compare(w.t, "in shares");
+    unmake(&w);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *suite = suite_create("faults");
@@ -1128,5 +1175,6 @@ Suite *test_suite(void)
     TCase *device = test_case(suite, "a device that fails");
     tcase_add_loop_test(device, watchdog, 0, 3);
     tcase_add_test(device, failed_call_lets_go);
+    tcase_add_loop_test(device, bytes_at_a_time, 0, 6);
     return suite;
 }

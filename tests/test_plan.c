@@ -358,10 +358,12 @@ static const refusal refusals[] = {
     {"f32 hq1 q300 kv300 d64", {"tiny gpu", false, true, 1 * KIB, 1024, GIB}, {"no tile", "1024 bytes", "64"}},
     {"f32 hq1 q300 kv300 d64", {"narrow gpu", false, true, 48 * KIB, 8, GIB}, {"no tile", "8 work-items", "64"}},
     {"f32 hq1 q300 kv300 d100000", {"gpu", false, true, 48 * KIB, 1024, GIB}, {"no tile", "100000", "head_dim_qk"}},
-    {"f32 hq1 q300 kv300 d64", {"poor gpu", false, true, 48 * KIB, 1024, 76799}, {"q has", "300", "76799 bytes"}},
+    {"f32 hq1 q300 kv300 d64", {"poor gpu", false, true, 48 * KIB, 1024, 76799}, {"k has", "300", "76799 bytes"}},
     {"f32 hq1 q300 kv301 d64", {"poor gpu", false, true, 48 * KIB, 1024, 76800}, {"k has", "301", "76800 bytes"}},
     {"f32 hq1 q300 kv300 d64 dv65", {"poor cpu", true, true, 48 * KIB, 1024, 76800}, {"v has", "65", "76800 bytes"}},
-    {"f32 hq1 q300 kv0 d1 dv65", {"poor cpu", true, true, 48 * KIB, 1024, 76800}, {"o has", "65", "76800 bytes"}},
+    {"f32 b2 hq2 q300 kv300 d64 dv65",
+     {"poor cpu", true, true, 48 * KIB, 1024, 76800},
+     {"v has 1 x 1", "65", "76800 bytes"}},
     {"f32 hq1 q1073741824 kv1 d1",
      {"gpu", false, true, 48 * KIB, 1024, INT64_MAX},
      {"n_q is 1073741824", "1073741823"}},
@@ -399,6 +401,117 @@ START_TEST(largest_allocation)
     ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
     d.max_alloc_bytes--;
     ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
+}
+END_TEST
+
+/* ---- shares: what a call copies at a time */
+
+static const char *const cut_texts[] = {
+    "f32 b3 hq6 hkv2 q300 kv70 d20 bias=1,h,q,kv mask=b,1,q,kv alibi sinks",
+    "f16 b1 hq8 hkv1 q1000 kv100 d64 causal",
+    "f32 b7 hq3 hkv3 q1 kv600 d16",
+    "f16 hq8 hkv4 d40 varlen=70,3,200:100,9,230 bias=b,h,q,kv",
+    "f64 b5 hq4 hkv4 q33 kv65 d33 bias=b,1,1,kv",
+    "f32 b2 hq2 hkv2 q0 kv65 d33",
+};
+enum { N_CUT_TEXTS = sizeof cut_texts / sizeof *cut_texts, MOST_ROWS = 1 << 15 };
+
+/* Every row of every head of every entry in one share, no share beyond the first's bytes, and all within the limit. */
+static void expect_cut(const problem *p, const device_profile *d, const device_choice *c, const char *what)
+{
+    static char seen[MOST_ROWS];
+    const device_cut *cut = &c->cut;
+    const int64_t rows = p->batch * p->n_heads_q * p->n_q, block_q = c->axes[AXIS_BLOCK_Q];
+    int64_t set_bytes = 0, counted = 0;
+    ck_assert_int_le(rows, MOST_ROWS);
+    memset(seen, 0, sizeof seen);
+    ck_assert_int_le(cut->n_sets * cut->share_bytes + cut->common_bytes, cut->bytes_most);
+    for (int64_t nth = 0; nth < cut->n_shares; nth++) {
+        const share s = clattn__share_of(p, cut, nth);
+        int64_t bytes = 0;
+        ck_assert_msg(s.row % block_q == 0 && (s.row_end == p->n_q || s.row_end % block_q == 0), "%s: a tile is cut",
+                      what);
+        for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
+            const tensor_part part = clattn__share_part(p, &s, i);
+            const int64_t all = clattn__tensor_copy_bytes(&p->tensor[i]), own = clattn__tensor_copy_bytes(&part.shape);
+            for (int k = 0; k < 3; k++)
+                ck_assert(part.first[k] >= 0 && part.first[k] + part.shape.count[k] <= p->tensor[i].count[k]);
+            ck_assert_int_le(own, d->max_alloc_bytes);
+            ck_assert_int_le(own, all);
+            bytes += own;
+        }
+        if (nth == 0) set_bytes = bytes;
+        ck_assert_int_le(bytes, set_bytes);
+        for (int64_t b = s.entry; b < s.entry_end; b++)
+            for (int64_t h = s.head; h < s.head_end; h++)
+                for (int64_t i = s.row; i < s.row_end; i++, counted++) seen[(b * p->n_heads_q + h) * p->n_q + i]++;
+    }
+    ck_assert_int_eq(counted, rows);
+    for (int64_t i = 0; i < rows; i++) ck_assert_msg(seen[i] == 1, "%s: row %d in %d shares", what, (int)i, seen[i]);
+}
+
+START_TEST(cuts)
+{
+    const problem p = problem_of(cut_texts[_i]);
+    int64_t largest = 0;
+    bool refused = false;
+    for (int m = 0; m < N_MACHINES; m++)
+        for (int64_t limit = 4 << 20; limit > 100; limit = limit * 3 / 4) {
+            char what[200];
+            device_profile d = profile_of(&machines[m]);
+            const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+            device_choice c;
+            d.copy_bytes_most = limit;
+            snprintf(what, sizeof what, "%s on %s in %" PRId64, cut_texts[_i], d.name, limit);
+            if (p.dtype == CLATTN_DTYPE_F64 && !d.has_fp64) continue;
+            if (limit == 4 << 20) refused = false;
+            const clattn_status status = clattn__plan_device(&p, &d, &o, 0, &c, &is_last);
+            if (status == CLATTN_STATUS_UNSUPPORTED && strstr(clattn_last_error()->message, "no tile")) continue;
+            if (status == CLATTN_STATUS_UNSUPPORTED) {
+                ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "may hold"));
+                refused = true;
+                continue;
+            }
+            ck_assert_msg(status == CLATTN_STATUS_SUCCESS, "%s: %s", what, clattn_last_error()->message);
+            ck_assert_msg(!refused, "%s: refused with more", what);
+            if (limit == 4 << 20) ck_assert_int_eq(c.cut.n_shares, 1);
+            if (c.cut.n_shares > largest) largest = c.cut.n_shares;
+            expect_cut(&p, &d, &c, what);
+        }
+    ck_assert_int_ge(largest, p.n_q ? 3 : 1);
+}
+END_TEST
+
+/* Where copies take time beside the kernels, what is large goes in shares though it fits, two at a time. */
+START_TEST(cut_to_overlap)
+{
+    static const struct {
+        const char *text;
+        int64_t n_shares, heads;
+    } cases[] = {
+        {"f16 b1 hq8 hkv8 q8192 kv8192 d64", 1, 8},      /* 33 MiB with LSE */
+        {"f16 b1 hq16 hkv16 q8192 kv8192 d64", 2, 8},    /* 64.5 MiB */
+        {"f16 b8 hq16 hkv16 q8192 kv8192 d64", 8, 16},   /* 516 MiB */
+        {"f16 b64 hq16 hkv4 q8192 kv8192 d64", 8, 16},   /* 2.6 GiB */
+        {"f16 b1 hq64 hkv8 q32768 kv32768 d128", 8, 8},  /* 1.1 GiB */
+        {"f16 b1 hq8 hkv1 q131072 kv131072 d128", 1, 8}, /* one GQA group is not cut without need */
+        {"f16 b1 hq32 hkv8 q1 kv131072 d128", 8, 4},     /* K and V of 8 heads */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        device_profile d = profile_of(&machines[0]);
+        const problem p = problem_of(cases[i].text);
+        const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+        device_choice c;
+        d.copy_bytes_most = 24 * GIB;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_msg(c.cut.n_shares == cases[i].n_shares && c.cut.heads == cases[i].heads &&
+                          c.cut.n_sets == (c.cut.n_shares == 1 ? 1 : 2),
+                      "%s: %d shares of %d heads, %d sets", cases[i].text, (int)c.cut.n_shares, (int)c.cut.heads,
+                      c.cut.n_sets);
+        d.shares_host_memory = true;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_int_eq(c.cut.n_shares, 1);
+    }
 }
 END_TEST
 
@@ -931,6 +1044,8 @@ Suite *test_suite(void)
     tcase_add_test(t, variants_of_a_huge_head);
     tcase_add_loop_test(t, device_refuses, 0, N_REFUSALS);
     tcase_add_test(t, largest_allocation);
+    tcase_add_loop_test(t, cuts, 0, N_CUT_TEXTS);
+    tcase_add_test(t, cut_to_overlap);
     tcase_add_test(t, table_forced_blocks);
     tcase_add_test(t, table_refuses);
 

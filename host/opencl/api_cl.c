@@ -142,7 +142,7 @@ static clattn_status bind_workspace(const clattn_plan *plan, launch_buffers *b, 
 static clattn_status enqueue(const clattn_plan *plan, cl_command_queue queue, const launch_buffers *b, cl_uint n_wait,
                              const cl_event *wait_list, cl_event *event)
 {
-    FORWARD(clattn__launch(plan->device_plan, &plan->problem, queue, b, n_wait, wait_list, event));
+    FORWARD(clattn__launch(plan->device_plan, &plan->problem, queue, b, NULL, n_wait, wait_list, event));
     clattn__log(plan->context, LOG_RUN, "%s: %s enqueued", plan->text, clattn_kernel_name(plan->choice.kernel));
     return CLATTN_STATUS_SUCCESS;
 }

@@ -124,6 +124,7 @@ static clattn_status probe_profile(probe *d, device_profile *p, const char **ref
     p->shares_host_memory = device_number(d, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof(cl_uint)) != 0;
     p->local_bytes = device_number(d, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
     p->max_alloc_bytes = device_number(d, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
+    p->copy_bytes_most = device_number(d, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong)) / 4 * 3;
     p->max_work_group_size = device_number(d, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
     p->engine = probe_engine(d);
     char version[64];

@@ -108,6 +108,7 @@ typedef struct call {
     const device_plan *plan;
     const problem *p;
     const launch_buffers *b;
+    const share *part; /* NULL: all */
     cl_command_queue queue;
     attn_args args;
     backward_args back;
@@ -196,6 +197,24 @@ static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* The share's part of a stage's work-groups: a range for each batch entry, or one for all that are whole. */
+static clattn_status launch_part(call *c, int stage, int64_t groups, bool is_last)
+{
+    const problem *p = c->p;
+    const share *s = c->part;
+    if (!s) return launch_stage(c, stage, 0, groups, is_last);
+    const int64_t entry = groups / p->batch, kv_head = entry / p->n_heads_kv, head = kv_head / p->gqa_group;
+    const int64_t block_q = c->plan->choice.axes[AXIS_BLOCK_Q];
+    const int64_t tiles_before = s->row / block_q, tiles_behind = (p->n_q - s->row_end + block_q - 1) / block_q;
+    const int64_t first = s->head / p->gqa_group * kv_head + s->head % p->gqa_group * head + tiles_behind;
+    const int64_t end = s->head_end / p->gqa_group * kv_head + s->head_end % p->gqa_group * head - tiles_before;
+    const int64_t step = first == 0 && end == entry ? s->entry_end - s->entry : 1;
+    for (int64_t b = s->entry; b < s->entry_end; b += step)
+        FORWARD(launch_stage(c, stage, b * entry + first, (b + step - 1) * entry + end,
+                             is_last && b + step == s->entry_end));
+    return CLATTN_STATUS_SUCCESS;
+}
+
 /* Stages [first, end), whose partials the workspace has for a few batch entries: those, then the next ones. */
 static clattn_status launch_in_turns(call *c, int first, int end, const int64_t groups[STAGES_MOST], int last)
 {
@@ -219,12 +238,13 @@ static unsigned gradients_wanted(const launch_buffers *b)
 
 /* groups[i] of stage i; 0: not launched. */
 static clattn_status launch_stages(const device_plan *plan, const problem *p, cl_command_queue queue,
-                                   const launch_buffers *b, const int64_t groups[STAGES_MOST], cl_uint n_wait,
-                                   const cl_event *wait_list, cl_event *event)
+                                   const launch_buffers *b, const share *part, const int64_t groups[STAGES_MOST],
+                                   cl_uint n_wait, const cl_event *wait_list, cl_event *event)
 {
     call c = {.plan = plan,
               .p = p,
               .b = b,
+              .part = part,
               .queue = queue,
               .args = args_make(p, b, &plan->choice),
               .n_wait = n_wait,
@@ -244,7 +264,7 @@ static clattn_status launch_stages(const device_plan *plan, const problem *p, cl
     for (int i = 0, next; i < n && status == CLATTN_STATUS_SUCCESS; i = next) {
         const bool in_turns = stages[i].in_turns && p->n_q; /* a trial launch needs none */
         for (next = i + 1; in_turns && next < n && stages[next].in_turns;) next++;
-        status = in_turns ? launch_in_turns(&c, i, next, groups, last) : launch_stage(&c, i, 0, groups[i], i == last);
+        status = in_turns ? launch_in_turns(&c, i, next, groups, last) : launch_part(&c, i, groups[i], i == last);
     }
     release_when_done(c.before);
     return status;
@@ -268,14 +288,14 @@ void clattn__launch_numbers(launch_buffers *b, const device_plan *plan, const pr
 }
 
 clattn_status clattn__launch(device_plan *plan, const problem *p, cl_command_queue queue, const launch_buffers *b,
-                             cl_uint n_wait, const cl_event *wait_list, cl_event *event)
+                             const share *part, cl_uint n_wait, const cl_event *wait_list, cl_event *event)
 {
     const bool backward = plan->choice.pass == CLATTN_PASS_BACKWARD;
     const unsigned wanted = gradients_wanted(b);
     int64_t groups[STAGES_MOST] = {0};
     for (int i = 0; i < plan->choice.n_stages; i++)
         if (!backward || plan->choice.stages[i].wanted & wanted) groups[i] = plan->choice.stages[i].groups;
-    return launch_stages(plan, p, queue, b, groups, n_wait, wait_list, event);
+    return launch_stages(plan, p, queue, b, part, groups, n_wait, wait_list, event);
 }
 
 /* ---- plan */
@@ -289,7 +309,7 @@ static clattn_status trial_launch(device_plan *plan, const problem *p)
     const int64_t one_each[STAGES_MOST] = {1, 1, 1, 1, 1};
     cl_event done;
     nothing.n_q = 0;
-    FORWARD(launch_stages(plan, &nothing, plan->device->queue, &none, one_each, 0, NULL, &done));
+    FORWARD(launch_stages(plan, &nothing, plan->device->queue, &none, NULL, one_each, 0, NULL, &done));
     const cl_int code = clWaitForEvents(1, &done);
     clReleaseEvent(done);
     RETURN_IF_CL("clWaitForEvents", code);

@@ -1,4 +1,5 @@
 /* Calls with host pointers: the kernels work in the caller's memory, or in copies. */
+#include <inttypes.h>
 #include <string.h>
 
 #include "run.h"
@@ -108,103 +109,227 @@ static clattn_status wait_and_release(const device_plan *plan, cl_event done)
     return CLATTN_STATUS_SUCCESS;
 }
 
-/* Enqueued commands keep the workspace alive after its release here. */
-static clattn_status launch(device_plan *plan, const problem *p, const clattn_forward_args *args,
-                            const stretch s[OPERANDS], cl_event *done)
+static clattn_status workspace_make(const device_plan *plan, cl_mem *workspace)
 {
-    launch_buffers b = {0};
     cl_int code = CL_SUCCESS;
-    for (int i = 0; i < OPERANDS; i++) {
-        b.operand[i] = s[i].mem;
-        b.at[i] = s[i].mem ? s[i].at / (int64_t)s[i].shape.size : 0;
-    }
-    clattn__launch_numbers(&b, plan, p, args);
     if (plan->choice.workspace_bytes)
-        b.workspace =
+        *workspace =
             clCreateBuffer(plan->device->cl, CL_MEM_READ_WRITE, (size_t)plan->choice.workspace_bytes, NULL, &code);
     RETURN_IF_CL("clCreateBuffer", code);
-    const clattn_status status = clattn__launch(plan, p, plan->device->queue, &b, 0, NULL, done);
-    if (b.workspace) clReleaseMemObject(b.workspace);
-    return status;
+    return CLATTN_STATUS_SUCCESS;
 }
 
 static clattn_status run_in_place(device_plan *plan, const problem *p, const clattn_forward_args *args,
                                   const stretch s[OPERANDS])
 {
     cl_event done; /* of the last command: one wait for all */
-    FORWARD(launch(plan, p, args, s, &done));
-    clattn_status status = CLATTN_STATUS_SUCCESS;
+    launch_buffers b = {0};
+    for (int i = 0; i < OPERANDS; i++) {
+        b.operand[i] = s[i].mem;
+        b.at[i] = s[i].mem ? s[i].at / (int64_t)s[i].shape.size : 0;
+    }
+    clattn__launch_numbers(&b, plan, p, args);
+    FORWARD(workspace_make(plan, &b.workspace));
+    clattn_status status = clattn__launch(plan, p, plan->device->queue, &b, NULL, 0, NULL, &done);
+    if (b.workspace) clReleaseMemObject(b.workspace); /* enqueued commands keep it alive */
+    FORWARD(status);
     for (int i = 0; i < OPERANDS && status == CLATTN_STATUS_SUCCESS; i++)
         if (s[i].written) status = clattn__late(enqueue_map_back(plan, &s[i], &done));
     const clattn_status waited = wait_and_release(plan, done);
     return status == CLATTN_STATUS_SUCCESS ? waited : status;
 }
 
-/* ---- host pointers, copied: without gaps on the device, whatever the caller's strides */
+/* ---- copied: without gaps on the device, whatever the caller's strides; in shares, as the plan's cut has it
+ *
+ *   one queue    in 0        in 1  out 0  in 2  out 1  in 3  ...      copies, which this thread makes one after the other
+ *   another            kernels 0  kernels 1     kernels 2  ...        the device's own
+ *
+ * Share i has the set of buffers i % n_sets, which share i - n_sets has been copied out of. */
+
+typedef struct transfer {
+    device_plan *plan;
+    const problem *given;
+    const clattn_forward_args *args;
+    const stretch *caller;
+    int n_sets;
+    cl_command_queue queue; /* for copies: the device's own when there is one share */
+    cl_mem mem[2][OPERANDS], workspace;
+    tensor_part held[2][OPERANDS]; /* what lies there */
+    bool is_common[OPERANDS];      /* the same for all shares: in set 0 alone */
+    cl_event copied[2], computed[2];
+    bool is_launched;
+} transfer;
+
+static tensor_part part_of(const transfer *x, int operand, const share *s)
+{
+    if (operand < TENSOR_COUNT) return clattn__share_part(x->given, s, (tensor_name)operand);
+    return (tensor_part){.shape = x->caller[operand].shape}; /* gradients are not cut */
+}
 
 typedef enum copy_direction { COPY_IN, COPY_OUT } copy_direction;
 
-/* Row by row between the caller's strides and the mapped copy, whose strides are `dense`. */
+/* Between the caller's strides and the mapped copy, whose strides are `dense`. */
 static void copy_rows(const tensor_shape *t, const int64_t dense[4], char *caller, char *copy, copy_direction direction)
 {
     int64_t n[4]; /* a dimension that is broadcast has one copy */
     for (int i = 0; i < 4; i++) n[i] = t->stride[i] ? t->count[i] : 1;
-    const bool whole_rows = t->stride[3] == 1 || n[3] == 1;
-    const size_t size = t->size, row = whole_rows ? size * (size_t)n[3] : size;
+    size_t run = t->size; /* bytes that lie together in both */
+    for (int i = 3; i >= 0 && (n[i] == 1 || t->stride[i] == dense[i]); i--) {
+        run *= (size_t)n[i];
+        n[i] = 1;
+    }
     for (int64_t a = 0; a < n[0]; a++)
         for (int64_t b = 0; b < n[1]; b++)
             for (int64_t c = 0; c < n[2]; c++)
-                for (int64_t d = 0; d < (whole_rows ? 1 : n[3]); d++) {
+                for (int64_t d = 0; d < n[3]; d++) {
                     const int64_t from = tensor_at(t, a, b, c) + d * t->stride[3];
                     const int64_t to = a * dense[0] + b * dense[1] + c * dense[2] + d * dense[3];
-                    char *x = caller + from * (int64_t)size, *y = copy + to * (int64_t)size;
-                    memcpy(direction == COPY_IN ? y : x, direction == COPY_IN ? x : y, row);
+                    char *x = caller + from * (int64_t)t->size, *y = copy + to * (int64_t)t->size;
+                    memcpy(direction == COPY_IN ? y : x, direction == COPY_IN ? x : y, run);
                 }
 }
 
-static clattn_status copy_tensor(const device_plan *plan, const tensor_shape *t, char *caller, cl_mem mem,
-                                 copy_direction direction)
+/* Through the driver's own mapping; *done: of the last, which nothing waits for here. */
+static clattn_status copy_part(const transfer *x, int operand, const tensor_part *part, cl_mem mem,
+                               copy_direction direction, cl_event *done)
 {
     cl_int code;
-    cl_event done;
+    cl_event unmapped;
     int64_t dense[4];
-    const size_t bytes = (size_t)clattn__tensor_copy_bytes(t);
+    const tensor_shape *t = &part->shape;
+    const int64_t at = tensor_at(t, part->first[0], part->first[1], part->first[2]);
     clattn__tensor_copy_strides(t, dense);
-    char *copy = clEnqueueMapBuffer(plan->device->queue, mem, CL_TRUE,
-                                    direction == COPY_IN ? CL_MAP_WRITE_INVALIDATE_REGION : CL_MAP_READ, 0, bytes, 0,
-                                    NULL, NULL, &code);
+    char *copy =
+        clEnqueueMapBuffer(x->queue, mem, CL_TRUE, direction == COPY_IN ? CL_MAP_WRITE_INVALIDATE_REGION : CL_MAP_READ,
+                           0, (size_t)clattn__tensor_copy_bytes(t), 0, NULL, NULL, &code);
     RETURN_IF_CL("clEnqueueMapBuffer", code);
-    copy_rows(t, dense, caller, copy, direction);
-    RETURN_IF_CL("clEnqueueUnmapMemObject", clEnqueueUnmapMemObject(plan->device->queue, mem, copy, 0, NULL, &done));
-    code = clWaitForEvents(1, &done);
-    clReleaseEvent(done);
+    copy_rows(t, dense, x->caller[operand].begin + at * (int64_t)t->size, copy, direction);
+    RETURN_IF_CL("clEnqueueUnmapMemObject", clEnqueueUnmapMemObject(x->queue, mem, copy, 0, NULL, &unmapped));
+    if (*done) clReleaseEvent(*done);
+    *done = unmapped;
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status wait_for(cl_event *event)
+{
+    const cl_int code = *event ? clWaitForEvents(1, event) : CL_SUCCESS;
+    if (*event) clReleaseEvent(*event);
+    *event = NULL;
     RETURN_IF_CL("clWaitForEvents", code);
     return CLATTN_STATUS_SUCCESS;
 }
 
-static clattn_status run_copied(device_plan *plan, const problem *given, const clattn_forward_args *args,
-                                const stretch caller[OPERANDS], stretch s[OPERANDS])
+/* Copies a share in, as far as its set does not hold it, and enqueues its kernels behind. */
+static clattn_status share_begin(transfer *x, int64_t nth)
 {
-    problem p = *given;
-    cl_int code;
-    for (int i = 0; i < TENSOR_COUNT; i++)
-        clattn__tensor_copy_strides(&given->tensor[i], p.tensor[i].stride); /* the gradients' too */
+    const device_plan *plan = x->plan;
+    const share s = clattn__share_of(x->given, &plan->choice.cut, nth);
+    const int set = (int)(nth % x->n_sets);
+    const bool is_whole = plan->choice.cut.n_shares == 1;
+    problem p = *x->given;
+    launch_buffers b = {.workspace = x->workspace};
     for (int i = 0; i < OPERANDS; i++) {
-        if (!caller[i].begin) continue;
-        s[i].shape = caller[i].shape;
-        s[i].mem = clCreateBuffer(plan->device->cl, CL_MEM_READ_WRITE,
-                                  (size_t)clattn__tensor_copy_bytes(&caller[i].shape), NULL, &code);
-        RETURN_IF_CL("clCreateBuffer", code);
-        s[i].owns_mem = true;
-        if (!caller[i].written) FORWARD(copy_tensor(plan, &caller[i].shape, caller[i].begin, s[i].mem, COPY_IN));
+        const int at = x->is_common[i] ? 0 : set;
+        const tensor_part part = part_of(x, i, &s);
+        int64_t dense[4];
+        clattn__tensor_copy_strides(&part.shape, dense);
+        if (i < TENSOR_COUNT) memcpy(p.tensor[i].stride, dense, sizeof dense); /* the gradients' too */
+        b.operand[i] = x->mem[at][i];
+        b.at[i] = -(part.first[0] * dense[0] + part.first[1] * dense[1] + part.first[2] * dense[2]);
+        if (!b.operand[i] || part_is(&x->held[at][i], &part)) continue;
+        x->held[at][i] = part;
+        if (!x->caller[i].written) FORWARD(copy_part(x, i, &part, b.operand[i], COPY_IN, &x->copied[set]));
     }
-    cl_event done;
-    FORWARD(launch(plan, &p, args, s, &done));
-    FORWARD(wait_and_release(plan, done));
-    for (int i = 0; i < OPERANDS; i++)
-        if (caller[i].begin && caller[i].written)
-            FORWARD(clattn__late(copy_tensor(plan, &caller[i].shape, caller[i].begin, s[i].mem, COPY_OUT)));
+    clattn__launch_numbers(&b, plan, &p, x->args);
+    if (!is_whole) RETURN_IF_CL("clFlush", clFlush(x->queue)); /* another queue's kernels wait for it */
+    const bool waits = x->copied[set] != NULL;
+    FORWARD(clattn__launch(x->plan, &p, plan->device->queue, &b, is_whole ? NULL : &s, waits,
+                           waits ? &x->copied[set] : NULL, &x->computed[set]));
+    x->is_launched = true;
+    if (!is_whole) RETURN_IF_CL("clFlush", clFlush(plan->device->queue)); /* they run while this thread copies */
     return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status share_end(transfer *x, int64_t nth)
+{
+    const share s = clattn__share_of(x->given, &x->plan->choice.cut, nth);
+    const int set = (int)(nth % x->n_sets);
+    FORWARD(wait_for(&x->computed[set]));
+    for (int i = 0; i < OPERANDS; i++) {
+        if (!x->caller[i].begin || !x->caller[i].written) continue;
+        const tensor_part part = part_of(x, i, &s);
+        FORWARD(copy_part(x, i, &part, x->mem[x->is_common[i] ? 0 : set][i], COPY_OUT, &x->copied[set]));
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* All buffers that the call takes, before anything is copied. */
+static clattn_status buffers_make(transfer *x)
+{
+    const device_cut *cut = &x->plan->choice.cut;
+    const share first = clattn__share_of(x->given, cut, 0), last = clattn__share_of(x->given, cut, cut->n_shares - 1);
+    int64_t bytes[OPERANDS], all = x->plan->choice.workspace_bytes;
+    cl_int code;
+    for (int i = 0; i < OPERANDS; i++) {
+        const tensor_part a = part_of(x, i, &first), b = part_of(x, i, &last);
+        bytes[i] = x->caller[i].begin ? clattn__tensor_copy_bytes(&a.shape) : 0;
+        x->is_common[i] = part_is(&a, &b);
+        for (int set = 0; set < (x->is_common[i] ? 1 : x->n_sets); set++)
+            if (__builtin_add_overflow(all, bytes[i], &all)) all = INT64_MAX;
+    }
+    RETURN_IF(all > cut->bytes_most, OUT_OF_DEVICE_MEMORY,
+              "the call takes %" PRId64 " bytes of copies and work space; %s may hold %" PRId64 " at a time", all,
+              x->plan->device->profile.name, cut->bytes_most);
+    FORWARD(workspace_make(x->plan, &x->workspace));
+    for (int i = 0; i < OPERANDS; i++)
+        for (int set = 0; bytes[i] && set < (x->is_common[i] ? 1 : x->n_sets); set++) {
+            x->mem[set][i] = clCreateBuffer(x->plan->device->cl, CL_MEM_READ_WRITE, (size_t)bytes[i], NULL, &code);
+            RETURN_IF_CL("clCreateBuffer", code);
+        }
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status shares_run(transfer *x)
+{
+    const struct device *d = x->plan->device;
+    const device_cut *cut = &x->plan->choice.cut;
+    const int lag = cut->n_sets - 1;
+    cl_int code;
+    if (!cut->n_shares) return clattn__plan_cut_refuse(cut, &d->profile, CLATTN_STATUS_OUT_OF_DEVICE_MEMORY);
+    FORWARD(buffers_make(x));
+    if (cut->n_shares > 1) {
+        x->queue = clCreateCommandQueue(d->cl, d->id, 0, &code);
+        RETURN_IF_CL("clCreateCommandQueue", code);
+    }
+    for (int64_t i = 0; i < cut->n_shares + lag; i++) {
+        if (i < cut->n_shares) FORWARD(share_begin(x, i));
+        if (i >= lag) FORWARD(share_end(x, i - lag));
+    }
+    for (int set = 0; set < x->n_sets; set++) FORWARD(wait_for(&x->copied[set]));
+    return CLATTN_STATUS_SUCCESS;
+}
+
+static clattn_status run_copied(device_plan *plan, const problem *p, const clattn_forward_args *args,
+                                const stretch caller[OPERANDS])
+{
+    const cl_command_queue own = plan->device->queue;
+    transfer x = {
+        .plan = plan, .given = p, .args = args, .caller = caller, .n_sets = plan->choice.cut.n_sets, .queue = own};
+    clattn_status status = shares_run(&x);
+    if (x.is_launched) status = clattn__late(status);
+    if (status != CLATTN_STATUS_SUCCESS) { /* first the copies, which wait for no kernel */
+        if (x.queue) clFinish(x.queue);
+        clFinish(own);
+    }
+    for (int set = 0; set < 2; set++) {
+        if (x.copied[set]) clReleaseEvent(x.copied[set]);
+        if (x.computed[set]) clReleaseEvent(x.computed[set]);
+        for (int i = 0; i < OPERANDS; i++)
+            if (x.mem[set][i]) clReleaseMemObject(x.mem[set][i]);
+    }
+    if (x.workspace) clReleaseMemObject(x.workspace);
+    if (x.queue && x.queue != own) clReleaseCommandQueue(x.queue);
+    return status;
 }
 
 clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
@@ -214,22 +339,13 @@ clattn_status clattn__device_run(device_plan *plan, const problem *p, const clat
     FORWARD(clattn__device_check_process(plan->device));
     stretch caller[OPERANDS], s[OPERANDS];
     stretches_find(p, args, backward, caller);
-    memset(s, 0, sizeof s);
-    bool must_copy = false;
-    clattn_status status = CLATTN_STATUS_SUCCESS;
-    copy = copy || !plan->device->profile.shares_host_memory;
-    if (!copy) {
-        memcpy(s, caller, sizeof s);
-        status = stretches_share(plan, s, &must_copy);
-        if (status == CLATTN_STATUS_SUCCESS && !must_copy) status = run_in_place(plan, p, args, s);
-        if (must_copy) {
-            stretches_free(s);
-            memset(s, 0, sizeof s);
-        }
-    }
-    if (copy || must_copy) status = run_copied(plan, p, args, caller, s);
+    if (copy || !plan->device->profile.shares_host_memory) return run_copied(plan, p, args, caller);
+    bool must_copy;
+    memcpy(s, caller, sizeof s);
+    clattn_status status = stretches_share(plan, s, &must_copy);
+    if (status == CLATTN_STATUS_SUCCESS && !must_copy) status = run_in_place(plan, p, args, s);
     if (status != CLATTN_STATUS_SUCCESS)
         clFinish(plan->device->queue); /* what was enqueued still reads the caller's memory */
     stretches_free(s);
-    return status;
+    return must_copy ? run_copied(plan, p, args, caller) : status;
 }

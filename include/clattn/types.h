@@ -236,6 +236,9 @@ typedef struct clattn_context_options {
     void *log_user;
     int copy_transfers; /* 1: clattn_forward copies even where the device shares host memory; default 0 */
     clattn_program_cache program_cache; /* default CLATTN_PROGRAM_CACHE_DEFAULT */
+    int64_t copy_bytes_most; /* bytes, at least 0, that the device copies and the work space of one call with host pointers
+                                may take at a time; a forward call that needs more runs in shares. Default 0: three
+                                quarters of the device's memory */
 } clattn_context_options;
 
 /* What a plan is for. */
@@ -270,6 +273,8 @@ typedef struct clattn_plan_info {
     int64_t local_bytes;     /* local memory of a work-group; 0 on the host path */
     int n_threads;           /* at most, on the host path; 0 on the device path */
     int zero_copy;           /* 1: calls with host pointers let the kernels work in the caller's own memory */
+    int64_t n_shares;        /* device path: a call that copies its arrays runs in so many shares, one after the other;
+                                1: at once; 0 on the host path */
 } clattn_plan_info;
 
 typedef struct clattn_device_info {
