@@ -142,8 +142,7 @@ static const char *const texts[] = {
     "f32 b3 hq6 hkv2 q70 kv93 d20 window=9,3 softcap=7 alibi bias=1,h,q,kv:f16 mask=b,1,q,kv sinks dropout=0.2:seed=1",
     "f32 b3 hq6 hkv1 q70 kv93 d20 bias=b,h,q,kv:bf16 mask=1,1,q,kv sinks bshd",
     "f32 b5 hq3 hkv3 q33 kv70 d33 dv65 bias=b,h,1,kv mask=b,h,q,1",
-    "f32 hq4 hkv2 d40 varlen=83,5,0,67:160,9,20,140 causal bias=b,1,1,kv:bf16 mask=1,h,q,1 sinks alibi "
-    "dropout=0.1:seed=9",
+    "f32 hq4 hkv2 d40 varlen=83,5,67:160,9,140 causal bias=b,1,1,kv:bf16 mask=1,h,q,1 sinks alibi dropout=0.1:seed=9",
     "f32 hq6 hkv1 d40 varlen=40,21,3:40,50,7 bias=b,h,q,kv",
     "f32 b7 hq2 hkv1 q150 kv40 d16 causal",
     "f32 b1 hq1 hkv1 q500 kv64 d32 mask=1,1,q,kv bias=b,h,q,kv",

@@ -236,9 +236,8 @@ typedef struct clattn_context_options {
     void *log_user;
     int copy_transfers; /* 1: clattn_forward copies even where the device shares host memory; default 0 */
     clattn_program_cache program_cache; /* default CLATTN_PROGRAM_CACHE_DEFAULT */
-    int64_t copy_bytes_most; /* bytes, at least 0, that the device copies and the work space of one call with host pointers
-                                may take at a time; a forward call that needs more runs in shares. Default 0: three
-                                quarters of the device's memory */
+    int64_t copy_bytes_most; /* bytes, at least 0, of device copies and work space that one call with host pointers may
+                                have at a time; forward runs in shares then. Default 0: 3/4 of the device's memory */
 } clattn_context_options;
 
 /* What a plan is for. */

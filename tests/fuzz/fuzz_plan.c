@@ -78,7 +78,8 @@ static void plan_device(const problem *p, const clattn_plan_options *options, in
                                    .has_fp64 = take_number(in) % 2,
                                    .local_bytes = llabs(take_number(in) >> 1),
                                    .max_alloc_bytes = llabs(take_number(in) >> 1),
-                                   .max_work_group_size = llabs(take_number(in) >> 1)};
+                                   .max_work_group_size = llabs(take_number(in) >> 1),
+                                   .copy_bytes_most = llabs(take_number(in) >> 1)};
     bool is_last = false;
     for (int nth = 0; !is_last; nth++) {
         device_choice c;
@@ -89,6 +90,9 @@ static void plan_device(const problem *p, const clattn_plan_options *options, in
             (c.local_bytes > device.local_bytes + 4 || c.work_group_size > device.max_work_group_size))
             abort();
         if (c.workspace_bytes < 0 || c.workspace_bytes > device.max_alloc_bytes) abort();
+        const share last = clattn__share_of(p, &c.cut, c.cut.n_shares - 1);
+        if (c.cut.n_shares < 1 || last.entry_end != p->batch || last.head_end != p->n_heads_q || last.row_end != p->n_q)
+            abort();
     }
 }
 
