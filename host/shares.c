@@ -114,12 +114,12 @@ void clattn__plan_cut(const problem *p, const device_profile *d, device_choice *
                                                                                     : CUT_LEVELS;
     for (c->n_sets = d->shares_host_memory ? 1 : 2; c->n_sets > (fits ? 1 : 0); c->n_sets--)
         for (cut_level level = p->varlen ? CUT_GROUPS : CUT_ENTRIES; level < end; level++)
-            for (int64_t parts = 1, n = INT64_MAX; n > 1; parts *= 2) {
-                n = div_up(units[level], parts);
+            for (int64_t n = units[level];; n = div_up(n, 2)) {
                 cut_at(p, level, n, block_q, c);
-                if (!cut_fits(p, d, workspace, c) || c->n_shares == 1) continue;
+                const bool is_cut = cut_fits(p, d, workspace, c) && c->n_shares > 1;
                 const bool is_least = level > CUT_GROUPS || (level == CUT_GROUPS && n == 1);
-                if (c->n_sets == 1 || is_least || c->share_bytes <= enough) return;
+                if (is_cut && (c->n_sets == 1 || is_least || c->share_bytes <= enough)) return;
+                if (n <= 1) break;
             }
     if (fits)
         *c = whole;
