@@ -93,6 +93,7 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
         info->zero_copy = 1;
     } else {
         info->kernel = plan->choice.kernel;
+        info->tuned = plan->choice.is_tuned;
         if (info->kernel == CLATTN_KERNEL_ATTN_FWD_MMA) info->products = plan->problem.dtype;
         info->device = plan->device_name;
         info->block_q = plan->choice.axes[AXIS_BLOCK_Q];

@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "error.h"
+#include "tuning.h"
 
 void clattn_context_options_init(clattn_context_options *options)
 {
@@ -89,8 +90,13 @@ clattn_status clattn__context_new(const clattn_context_options *given, clattn_co
     c->threads = threads;
     c->verbose = verbose_kinds();
     pthread_mutex_init(&c->lock, NULL);
-    *context = c;
-    return CLATTN_STATUS_SUCCESS;
+    const clattn_status status = clattn__tuning_open(c);
+    c->options.tuning = c->tuning;
+    if (status != CLATTN_STATUS_SUCCESS)
+        clattn_context_release(c);
+    else
+        *context = c;
+    return status;
 }
 
 clattn_status clattn_context_create(const clattn_context_options *options, clattn_context **context)
@@ -124,6 +130,7 @@ clattn_status clattn_context_release(clattn_context *c)
     clattn__threads_free(c->threads);
     pthread_mutex_destroy(&c->lock);
     free(c->device_name);
+    free(c->tuning);
     free(c);
     return CLATTN_STATUS_SUCCESS;
 }

@@ -24,6 +24,7 @@ struct clattn_context {
     atomic_int references;
     clattn_context_options options;
     char *device_name; /* what options.device_name points to */
+    char *tuning;      /* the user's table, NULL: none; options.tuning points to it */
     host_threads *threads;
     unsigned verbose;      /* a bit for each log_kind that CLATTN_VERBOSE named when the context was made */
     bool from_app;         /* made on the app's own cl_context */

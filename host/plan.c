@@ -8,6 +8,7 @@
 #include "cpu/backward.h"
 #include "error.h"
 #include "tile_table.h"
+#include "tuning.h"
 
 const char *const clattn__axis_names[AXIS_COUNT] = {
 #define XX(name, meaning) #name,
@@ -16,7 +17,6 @@ const char *const clattn__axis_names[AXIS_COUNT] = {
 };
 
 enum {
-    HOST_ROWS_MAX = 128,            /* AUTO runs up to so many queries and keys on the host */
     HOST_DECODE_N_Q = 4,            /* host_decode beats host_tile up to so many query rows */
     HOST_DECODE_ROWS = 64,          /* its rows that share a read of the keys, unless the GQA group alone has more */
     HOST_DECODE_CHUNK = 512,        /* its keys of an item */
@@ -115,7 +115,7 @@ clattn_status clattn__plan_check_options(const clattn_plan_options *o)
     return CLATTN_STATUS_SUCCESS;
 }
 
-clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options *o, text *why)
+clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options *o, int64_t host_rows, text *why)
 {
     if (o->path != CLATTN_PATH_AUTO) {
         text_add(why, "path %s: asked for\n", clattn_path_name(o->path));
@@ -136,9 +136,9 @@ clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options
         text_add(why, "path device: score_function.host_derivative is NULL\n");
         return CLATTN_PATH_DEVICE;
     }
-    if (p->n_q <= HOST_ROWS_MAX && p->n_kv <= HOST_ROWS_MAX) {
-        text_add(why, "path host: n_q %" PRId64 " and n_kv %" PRId64 " are at most %d\n", p->n_q, p->n_kv,
-                 HOST_ROWS_MAX);
+    if (p->n_q <= host_rows && p->n_kv <= host_rows) {
+        text_add(why, "path host: n_q %" PRId64 " and n_kv %" PRId64 " are at most %" PRId64 "\n", p->n_q, p->n_kv,
+                 host_rows);
         return CLATTN_PATH_HOST;
     }
     return CLATTN_PATH_AUTO;
@@ -527,6 +527,19 @@ static clattn_status check_allocations(const problem *p, const device_profile *d
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* The nth variant of c->kernel. */
+static clattn_status choose_kernel(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
+                                   device_choice *c, bool *is_last)
+{
+    if (c->kernel == CLATTN_KERNEL_ATTN_FWD) return choose_attn_fwd(p, d, o, nth, c, is_last);
+    if (c->kernel == CLATTN_KERNEL_ATTN_BWD) return choose_attn_bwd(p, d, o, nth, c, is_last);
+    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA) return choose_attn_fwd_mma(p, d, o, nth, c, is_last);
+    *is_last = true;
+    RETURN_IF(nth > 0, UNSUPPORTED, "%s has one variant", clattn_kernel_name(c->kernel));
+    if (c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) return choose_decode(p, d, o, c);
+    return c->kernel == CLATTN_KERNEL_ATTN_BWD_LANES ? choose_backward_lanes(p, d, o, c) : choose_lanes(p, o, c);
+}
+
 static clattn_status choose(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
                             device_choice *c, bool *is_last)
 {
@@ -560,29 +573,39 @@ static clattn_status choose(const problem *p, const device_profile *d, const cla
     c->score_source = p->score_function.source;
     c->score_derivative = backward ? p->score_function.source_derivative : NULL;
     /* AUTO: on a CPU device the decode kernel for few rows; the matrix engine where there is one; on a CPU device the lanes
-     * kernel; and should that fail the tiles in local memory. */
+     * kernel; and should that fail the tiles in local memory. Of each a table's block sizes first. */
     const bool is_auto = o->kernel == CLATTN_KERNEL_AUTO;
     const clattn_kernel lanes = backward ? CLATTN_KERNEL_ATTN_BWD_LANES : CLATTN_KERNEL_ATTN_FWD_LANES;
     const clattn_kernel tiles = backward ? CLATTN_KERNEL_ATTN_BWD : CLATTN_KERNEL_ATTN_FWD;
     const bool auto_lanes = is_auto && clattn__plan_device_kernel(d, o->pass) == lanes;
-    const bool decode = o->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ||
-                        (auto_lanes && !backward && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST);
-    const bool auto_mma = is_auto && !backward && d->engine != ENGINE_NONE && suits_mma(p);
-    const clattn_kernel order[3] = {decode ? CLATTN_KERNEL_ATTN_DECODE_LANES : CLATTN_KERNEL_AUTO,
-                                    auto_mma ? CLATTN_KERNEL_ATTN_FWD_MMA : CLATTN_KERNEL_AUTO,
-                                    o->kernel == lanes || auto_lanes ? lanes : CLATTN_KERNEL_AUTO};
-    c->kernel = o->kernel == CLATTN_KERNEL_ATTN_FWD_MMA ? o->kernel : CLATTN_KERNEL_AUTO;
-    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA) return choose_attn_fwd_mma(p, d, o, nth, c, is_last);
-    for (int i = 0; i < 3 && c->kernel == CLATTN_KERNEL_AUTO; i++)
-        if (order[i] != CLATTN_KERNEL_AUTO && nth-- == 0) c->kernel = order[i];
-    *is_last = !is_auto && o->kernel != tiles;
-    bool one_is_last;
-    if (c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA) return choose_attn_fwd_mma(p, d, o, 0, c, &one_is_last);
-    if (c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) return choose_decode(p, d, o, c);
-    if (c->kernel == lanes) return backward ? choose_backward_lanes(p, d, o, c) : choose_lanes(p, o, c);
-    RETURN_IF(*is_last, UNSUPPORTED, "%s has one variant", clattn_kernel_name(o->kernel));
-    c->kernel = tiles;
-    return backward ? choose_attn_bwd(p, d, o, nth, c, is_last) : choose_attn_fwd(p, d, o, nth, c, is_last);
+    const bool decode = auto_lanes && !backward && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST;
+    const bool mma = is_auto && !backward && d->engine != ENGINE_NONE && suits_mma(p);
+    const struct {
+        clattn_kernel kernel;
+        bool is_wanted;
+    } order[] = {{CLATTN_KERNEL_ATTN_DECODE_LANES, decode},
+                 {CLATTN_KERNEL_ATTN_FWD_MMA, mma},
+                 {lanes, auto_lanes},
+                 {tiles, is_auto}};
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
+        if (!order[i].is_wanted && o->kernel != order[i].kernel) continue;
+        const bool ends = !is_auto || order[i].kernel == tiles;
+        clattn_plan_options tuned = *o;
+        c->kernel = order[i].kernel;
+        if (!o->block_q && !o->block_kv && clattn__tuning_tile(d, p, c->kernel, &tuned.block_q, &tuned.block_kv) &&
+            nth-- == 0) {
+            c->is_tuned = true;
+            *is_last = false;
+            bool of_these;
+            return choose_kernel(p, d, &tuned, 0, c, &of_these);
+        }
+        if (!ends && nth-- > 0) continue;
+        const clattn_status status = choose_kernel(p, d, o, ends ? nth : 0, c, is_last);
+        *is_last = *is_last && ends;
+        return status;
+    }
+    return clattn__fail(CLATTN_STATUS_UNSUPPORTED, 0, "%s runs no %s on a device", clattn_kernel_name(o->kernel),
+                        backward ? "backward" : "forward");
 }
 
 clattn_status clattn__plan_device(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
@@ -591,7 +614,7 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
     FORWARD(choose(p, d, o, nth, c, is_last));
     clattn__plan_cut(p, d, c);
     if (c->cut.n_shares) return CLATTN_STATUS_SUCCESS;
-    *is_last = true; /* a smaller tile would fit in less, and give other bits */
+    *is_last = !c->is_tuned; /* the shipped sizes may fit; a smaller tile would too, and give other bits */
     const share least = clattn__share_of(p, &c->cut, 0);
     FORWARD(check_allocations(p, d, &least));
     if (d->shares_host_memory) return CLATTN_STATUS_SUCCESS; /* a call that must copy finds out */

@@ -14,11 +14,12 @@ typedef enum matrix_engine { ENGINE_NONE, ENGINE_EMULATED, ENGINE_NVIDIA } matri
 
 /* What a device can do, as far as plans care. */
 typedef struct device_profile {
-    char name[128];
+    char name[128], driver[128], vendor[128];
     bool is_cpu, has_fp64, shares_host_memory; /* the last: calls with host pointers need no copies */
     int64_t local_bytes, max_alloc_bytes, max_work_group_size;
     int64_t copy_bytes_most; /* of a call's copies and work space at a time; 0: any */
     matrix_engine engine;    /* that AUTO may take */
+    const char *tuning;      /* the user's table, NULL: none */
 } device_profile;
 
 typedef enum axis {
@@ -48,6 +49,7 @@ enum { STAGES_MOST = 5 };
 typedef struct device_choice {
     clattn_kernel kernel;
     clattn_pass pass;
+    bool is_tuned; /* its block sizes are a table's */
     int axes[AXIS_COUNT];
     device_stage stages[STAGES_MOST]; /* one after the other */
     int n_stages;
@@ -79,8 +81,9 @@ static inline bool problem_is_scored(const problem *p)
     return p->softcap > 0 || p->alibi || p->bias_dtype || p->score_function.host || p->score_function.source;
 }
 
-/* HOST, DEVICE, or AUTO: "device if there is one that can". */
-clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options *options, text *why);
+/* HOST, DEVICE, or AUTO: "device if there is one that can". AUTO takes the host for up to host_rows queries and keys. */
+clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options *options, int64_t host_rows,
+                                     text *why);
 
 /* UNSUPPORTED and a sentence when p is beyond the host path's reach. */
 clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *options, int n_threads, host_plan *plan);

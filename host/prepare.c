@@ -9,6 +9,7 @@
 #include "device.h"
 #include "engine.h"
 #include "error.h"
+#include "tuning.h"
 
 static const char *last_sentence(void) { return clattn_last_error()->message; }
 
@@ -31,6 +32,7 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
     const device_profile *profile = &usable;
     bool is_last = false, tried = false;
     error_state failure;
+    usable.tuning = plan->context->tuning;
     FORWARD(clattn__device_check_process(d));
     for (int nth = 0;; nth++) {
         clattn_status status = clattn__plan_device(&plan->problem, profile, options, nth, &plan->choice, &is_last);
@@ -64,6 +66,7 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
              "kernel %s on %s: block_q %d, block_kv %d, %" PRId64 " work-items, %" PRId64 " bytes of local memory\n",
              clattn_kernel_name(plan->choice.kernel), profile->name, axes[AXIS_BLOCK_Q], axes[AXIS_BLOCK_KV],
              plan->choice.work_group_size, plan->choice.local_bytes);
+    if (plan->choice.is_tuned) text_add(why, "tuned: block_q and block_kv are the tuning table's\n");
     if (is_engines(&plan->choice, options)) text_add(why, "matrix engine: the products agree with attn_fwd's\n");
     if (plan->choice.axes[AXIS_MMA] == ENGINE_EMULATED) text_add(why, "matrix engine: emulated\n");
     const device_cut *cut = &plan->choice.cut;
@@ -114,10 +117,30 @@ static void report_blocks(const clattn_plan_options *o, int64_t block_q, int64_t
         text_add(why, "block_kv %" PRId64 " was asked for and became %" PRId64 "\n", o->block_kv, block_kv);
 }
 
+/* Up to how many rows AUTO takes the host. The device is opened only where tables leave it open; they speak of forward calls. */
+static int64_t host_rows(const clattn_plan *plan, const clattn_plan_options *options, text *why)
+{
+    const problem *p = &plan->problem;
+    const char *table = options->pass == CLATTN_PASS_FORWARD ? plan->context->tuning : NULL;
+    const bool is_open = options->path == CLATTN_PATH_AUTO && options->kernel == CLATTN_KERNEL_AUTO;
+    const int64_t rows = p->n_q > p->n_kv ? p->n_q : p->n_kv;
+    int64_t least, most;
+    struct device *d;
+    clattn__tuning_host_range(table, &least, &most);
+    if (rows <= least || rows > most || !is_open) return least;
+    if (clattn__context_device(plan->context, &d) != CLATTN_STATUS_SUCCESS) return most;
+    device_profile profile = *clattn__device_profile(d);
+    profile.tuning = table;
+    least = clattn__tuning_host_rows(&profile);
+    text_add(why, "tuned: the host path takes up to %" PRId64 " queries and keys\n", least);
+    return least;
+}
+
 static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *options, text *why)
 {
     plan->pass = options->pass;
-    const clattn_path wanted = clattn__plan_wanted_path(&plan->problem, options, why);
+    const int64_t rows = host_rows(plan, options, why);
+    const clattn_path wanted = clattn__plan_wanted_path(&plan->problem, options, rows, why);
     if (wanted == CLATTN_PATH_HOST) {
         FORWARD(prepare_host(plan, options, why));
         /* The app's own cl_mem stay where they are: a kernel for clattn_enqueue_*, beside the host path. */

@@ -145,6 +145,7 @@ Suite *test_suite(void) { return NULL; }
 int main(int argc, char **argv)
 {
     setenv("CLATTN_CACHE", "0", 0); /* as in main.c */
+    setenv("CLATTN_TUNING", "0", 0);
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (argc == 3 && !strcmp(argv[1], "one")) {
         const char *s = argv[2];

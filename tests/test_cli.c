@@ -162,6 +162,12 @@ static void expect_refused(const char *arguments, int code, const char *says)
 #define FORWARD "forward --q q.npy --k k.npy --v v.npy -o o.npy "
 #define PROBLEM "'f32 b1 hq2 hkv2 q64 kv64 d16' "
 
+#if CLATTN_HAVE_OPENCL
+#define TUNE_SAYS(text) text
+#else
+#define TUNE_SAYS(text) "built without OpenCL"
+#endif
+
 typedef struct usage_case {
     const char *arguments;
     int code;
@@ -243,6 +249,15 @@ static const usage_case usages[] = {
     {"devices --json", 2, "--json"},
     {"devices more", 2, "more"},
     {"selftest --device nosuch", 2, "--device nosuch"},
+    {"tune", 2, TUNE_SAYS("no place for the table")},
+    {"tune --dry-run --device nosuch", 2, TUNE_SAYS("--device nosuch")},
+    {"tune --dry-run --budget 0", 2, TUNE_SAYS("--budget 0")},
+    {"tune --dry-run " PROBLEM "'f32 q3'", 2, TUNE_SAYS("hq")},
+    {"tune --dry-run 'f32 hq1 q9 kv9 d8 alibi'", 2, TUNE_SAYS("Q, K and V alone")},
+    {"tune --dry-run 'f32 hq1 q0 kv9 d8'", 2, TUNE_SAYS("nothing to time")},
+    {"tune -o sub", 2, TUNE_SAYS("-o sub")},
+    {"tune -o nowhere/t.txt", 2, TUNE_SAYS("-o nowhere/t.txt")},
+    {"tune -o q.npy", 2, TUNE_SAYS("q.npy: it is there, and no tuning table")},
 };
 enum { N_USAGES = sizeof usages / sizeof *usages };
 
@@ -264,7 +279,7 @@ END_TEST
 START_TEST(help_and_version)
 {
     static const char *const lines[] = {
-        "--help", "-h", "forward --help", "bench --help", "compare -h", "devices --help", "selftest --help"};
+        "--help", "-h", "forward --help", "bench --help", "compare -h", "devices --help", "selftest --help", "tune -h"};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         expect_good(lines[i]);
         ck_assert_ptr_nonnull(strstr(out, "usage: clattn"));
@@ -731,6 +746,48 @@ START_TEST(bench_plot)
 }
 END_TEST
 
+#define TUNED "'f32 b1 hq1 hkv1 q40 kv40 d16' "
+
+/* The second process takes what the first has found, a third changes it, and what is others' stays. */
+START_TEST(tune)
+{
+    static char table[8192], again[9000];
+    clattn_device_info info;
+    if (device_missing("device") || !test_device_info(&info)) {
+        test_skip("tune", "no OpenCL device");
+        return;
+    }
+    const int before = count_files();
+    expect_good("tune " TUNED TUNED "--dry-run --budget 0.1");
+    ck_assert_msg(count_of(out, "\ntile ") == 1, "%s", out);
+    ck_assert_int_eq(run("CLATTN_TUNING= CLATTN_CACHE_DIR=c \"$CLATTN\" tune " TUNED "--dry-run --budget 0.1"), 0);
+    ck_assert_int_eq(count_files(), before);
+
+    ck_assert_int_eq(run("CLATTN_TUNING= CLATTN_CACHE_DIR=c/d \"$CLATTN\" tune " TUNED "--budget 0.1"), 0);
+    ck_assert_msg(!*err && strstr(out, "1 line in c/d/tuning.txt"), "%s%s", out, err);
+    table[slurp("c/d/tuning.txt", table, sizeof table - 1)] = 0;
+    ck_assert_msg(!strncmp(table, "clattn tuning 1\n", 16) && count_of(table, "\ntile ") == 1, "%s", table);
+    ck_assert_ptr_nonnull(strstr(table, "f32 d16 full q40 kv40 | device "));
+    for (int i = 0; i < 2; i++) { /* with what was found, which may be that nothing is better; then with other sizes */
+        const bool found = i == 1 || !strstr(table, "\ntile 0 0 ");
+        ck_assert_int_eq(run("CLATTN_VERBOSE=plan CLATTN_TUNING= CLATTN_CACHE_DIR=c/d \"$CLATTN\" bench --path device "
+                             "--budget 0.01 " TUNED),
+                         0);
+        ck_assert_msg(!strstr(err, "tuned: block_q and block_kv") == !found && !strstr(err, "ignored"), "%s", err);
+        if (i == 0) ck_assert_int_eq(run("sed -i 's/^tile [0-9]* [0-9]*/tile 16 32/' c/d/tuning.txt"), 0);
+    }
+    ck_assert_msg(strstr(err, "block_q 16, block_kv 32,") != NULL, "%s", err);
+
+    snprintf(again, sizeof again, "%s# mine\nhost 7 | device another | 1\n%s", table,
+             "tile 16 16 | attn_fwd f32 d16 full q40 kv40 | class x");
+    spill("t.txt", again, strlen(again));
+    expect_good("tune " TUNED "--budget 0.1 -o t.txt");
+    again[slurp("t.txt", again, sizeof again - 1)] = 0;
+    ck_assert_msg(count_of(again, "\ntile ") == 2 && count_of(again, "\n# mine\nhost 7 | device another | 1\n") == 1,
+                  "%s", again);
+}
+END_TEST
+
 /* dV of rows that see every key alike is the sum of dO / n_kv: a scale of 0 makes the probs equal. */
 START_TEST(backward_is_right)
 {
@@ -836,5 +893,6 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, bench_json, 0, 6);
     tcase_add_test(t, bench_in_words);
     tcase_add_test(t, bench_plot);
+    tcase_add_test(t, tune);
     return s;
 }

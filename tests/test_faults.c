@@ -475,6 +475,15 @@ static clattn_status call_context_from_cl(world *w)
     return clattn_context_create_from_cl(w->cl, w->device, NULL, &w->made_context);
 }
 
+static clattn_status call_context_tuning(world *w)
+{
+    clattn_context_options options;
+    clattn_context_options_init(&options);
+    options.device = CLATTN_DEVICE_INDEX;
+    options.tuning = "clattn tuning 1\n";
+    return clattn_context_create(&options, &w->made_context);
+}
+
 /* ---- subjects: plans, each on a context that has built nothing */
 
 static void make_for_plan(world *w) { w->t = test_data_from_text(w->s->text, 3); }
@@ -485,6 +494,37 @@ static clattn_status call_plan(world *w)
 {
     const clattn_plan_options options = plan_options(w);
     return clattn_plan_create(w->context, &w->t->p, &options, &w->made_plan);
+}
+
+/* The table's sizes first. */
+static void before_tuned_plan(world *w)
+{
+    clattn_context_options options;
+    test_context_options(&options);
+    options.tuning = "clattn tuning 1\ntile 16 16 | attn_fwd_lanes f32 d16 full q140 kv140 | class cpu";
+    test_ok(clattn_context_create(&options, &w->context));
+}
+
+/* Of a host plan on a context that has not opened its device. */
+static void make_for_tuning(world *w)
+{
+    make_for_plan(w);
+    void *line = own(w, 512);
+    add_output(w, line, 512, line, 512);
+}
+
+static clattn_status call_get_tuning(world *w)
+{
+    clattn_context *c = NULL;
+    clattn_plan *plan = NULL;
+    const clattn_plan_options options = plan_options(w);
+    clattn_status status = clattn_context_create(NULL, &c);
+    if (status == CLATTN_STATUS_SUCCESS) status = clattn_plan_create(c, &w->t->p, &options, &plan);
+    if (status == CLATTN_STATUS_SUCCESS)
+        status = clattn_plan_get_tuning(plan, (char *)w->outputs[0].base, w->outputs[0].bytes);
+    clattn_plan_release(plan);
+    clattn_context_release(c);
+    return status;
 }
 
 static void undo_context(world *w)
@@ -948,6 +988,9 @@ static const subject subjects[] = {
     {"context_create by name",   NULL,       AUTO,     0,    make_nothing,        NULL,                call_context_name,       NULL,         NULL,      BOTH},
     {"context_get_cl",           NULL,       AUTO,     0,    make_nothing,        NULL,                call_context_lazy,       NULL,         NULL,      BOTH},
     {"context_create_from_cl",   NULL,       AUTO,     0,    make_cl,             NULL,                call_context_from_cl,    NULL,         NULL,      BOTH},
+    {"context_create, a table",  NULL,       AUTO,     0,    make_nothing,        NULL,                call_context_tuning,     NULL,         NULL,      BOTH},
+    {"plan_create, tuned",       LONG,       LANES,    0,    make_for_plan,       before_tuned_plan,   call_plan,               undo_context, plan_says, BOTH},
+    {"plan_get_tuning",          LONG,       HOST,     0,    make_for_tuning,     NULL,                call_get_tuning,         NULL,         NULL,      BOTH},
     {"plan_create",              FEW,        DECODE,   0,    make_for_plan,       before_plan,         call_plan,               undo_context, without_callback, BOTH},
     {"plan_create",              EVERYTHING, LANES,    0,    make_for_plan,       before_plan,         call_plan,               undo_context, NULL,      BOTH},
     {"plan_create",              EVERYTHING, LOCAL,    0,    make_for_plan,       before_plan,         call_plan,               undo_context, plan_says, BOTH},

@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <spawn.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -1280,6 +1281,192 @@ START_TEST(without_devices)
 }
 END_TEST
 
+/* ---- tuning tables */
+
+static const char *const tuned_line = "f32 b1 hq2 hkv2 q200 kv200 d16";
+static char tuning_log[4096];
+
+static void keep_log(const char *kind, const char *text, void *user)
+{
+    (void)user;
+    const size_t n = strlen(tuning_log);
+    if (!strcmp(kind, "plan")) snprintf(tuning_log + n, sizeof tuning_log - n, "%s\n", text);
+}
+
+/* The plan that a context with this option (NULL: by the environment) makes. */
+static clattn_plan *tuned_plan(const char *table, clattn_path path, int64_t block_q, int64_t block_kv)
+{
+    clattn_context *c;
+    clattn_context_options co;
+    clattn_plan_options o;
+    clattn_plan *plan;
+    clattn_problem p;
+    test_context_options(&co);
+    co.tuning = table;
+    co.log = keep_log;
+    tuning_log[0] = 0;
+    clattn_plan_options_init(&o);
+    o.path = path;
+    o.block_q = block_q;
+    o.block_kv = block_kv;
+    test_ok(clattn_problem_from_text(tuned_line, &p));
+    test_ok(clattn_context_create(&co, &c));
+    test_ok(clattn_plan_create(c, &p, &o, &plan));
+    clattn_context_release(c);
+    return plan;
+}
+
+/* What it has; block_q 0: no table's. */
+static void ck_tuned(const char *what, const char *table, int64_t block_q, int64_t block_kv)
+{
+    clattn_plan_info info;
+    clattn_plan *plan = tuned_plan(table, CLATTN_PATH_DEVICE, 0, 0);
+    clattn_plan_info_init(&info);
+    test_ok(clattn_plan_get_info(plan, &info));
+    ck_assert_msg(info.tuned == (block_q > 0) && !info.tuned == !strstr(clattn_plan_explain(plan), "tuned: "),
+                  "%s: tuned is %d: %s", what, info.tuned, clattn_plan_explain(plan));
+    if (block_q)
+        ck_assert_msg(info.block_q == block_q && info.block_kv == block_kv, "%s: %d x %d", what, (int)info.block_q,
+                      (int)info.block_kv);
+    clattn_plan_release(plan);
+}
+
+static void table_of(char table[600], clattn_path path, int64_t block_q, int64_t block_kv)
+{
+    clattn_plan *plan = tuned_plan("", path, block_q, block_kv);
+    strcpy(table, "clattn tuning 1\n");
+    test_ok(clattn_plan_get_tuning(plan, table + strlen(table), 512));
+    clattn_plan_release(plan);
+}
+
+static void table_put(const char *path, const char *text, size_t n)
+{
+    FILE *file = fopen(path, "wb");
+    ck_assert_msg(file && fwrite(text, 1, n, file) == n && fclose(file) == 0, "%s cannot be written", path);
+}
+
+/* The option before CLATTN_TUNING before the user's file before what is shipped. */
+START_TEST(tuning_order)
+{
+    char folder[] = "/tmp/clattn-tuning-XXXXXX", named[64], own[64], a[600], b[600], c[600], path[64] = "";
+    if (!test_context()) return;
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    snprintf(named, sizeof named, "%s/named", folder);
+    snprintf(own, sizeof own, "%s/tuning.txt", folder);
+    table_of(a, CLATTN_PATH_DEVICE, 16, 16);
+    table_of(b, CLATTN_PATH_DEVICE, 16, 32);
+    table_of(c, CLATTN_PATH_DEVICE, 32, 16);
+    ck_tuned("shipped", NULL, 0, 0);
+    ck_assert_uint_eq(clattn_tuning_file(path, sizeof path), 0);
+    ck_tuned("option", c, 32, 16);
+    table_put(own, a, strlen(a));
+    table_put(named, b, strlen(b));
+    setenv("CLATTN_CACHE_DIR", folder, 1);
+    unsetenv("CLATTN_TUNING");
+    ck_assert_uint_eq(clattn_tuning_file(path, 8), strlen(own));
+    ck_assert_str_eq(path, "/tmp/cl");
+    ck_assert_uint_eq(clattn_tuning_file(NULL, 0), strlen(own));
+    ck_tuned("file", NULL, 16, 16);
+    setenv("CLATTN_TUNING", named, 1);
+    ck_assert_uint_eq(clattn_tuning_file(path, sizeof path), strlen(named));
+    ck_assert_str_eq(path, named);
+    ck_tuned("CLATTN_TUNING", NULL, 16, 32);
+    ck_tuned("option before CLATTN_TUNING", c, 32, 16);
+    ck_tuned("none", "", 0, 0);
+    setenv("CLATTN_TUNING", "0", 1);
+    ck_tuned("off", NULL, 0, 0);
+    remove(own), remove(named), rmdir(folder);
+}
+END_TEST
+
+/* Nothing that is wrong with a file is an error. */
+START_TEST(tuning_broken)
+{
+    static char text[70000];
+    char folder[] = "/tmp/clattn-tuning-XXXXXX", path[64], a[600];
+    if (!test_context()) return;
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/t", folder);
+    table_of(a, CLATTN_PATH_DEVICE, 16, 16);
+    setenv("CLATTN_TUNING", path, 1);
+    ck_tuned("no file", NULL, 0, 0);
+    ck_assert(mkfifo(path, 0600) == 0);
+    ck_tuned("a fifo", NULL, 0, 0);
+    ck_assert_ptr_nonnull(strstr(tuning_log, "no file that can be read"));
+    remove(path);
+    table_put(path, a + 1, strlen(a) - 1);
+    ck_tuned("no version", NULL, 0, 0);
+    ck_assert_ptr_nonnull(strstr(tuning_log, "is no table: its first line is not 'clattn tuning 1'"));
+    table_put(path, "", 0);
+    ck_tuned("empty", NULL, 0, 0);
+    memset(text, 0xff, sizeof text);
+    table_put(path, text, 3000);
+    ck_tuned("bytes", NULL, 0, 0);
+    memset(text, 'x', sizeof text);
+    for (size_t i = 1; i < sizeof text; i += 2) text[i] = '\n';
+    memcpy(text, a, strlen(a));
+    text[strlen(a)] = '\n';
+    table_put(path, text, 65537);
+    ck_tuned("too long", NULL, 0, 0);
+    ck_assert_ptr_nonnull(strstr(tuning_log, "is 65537 bytes long; it may have 65536"));
+    table_put(path, text, 65536);
+    ck_tuned("many lines that are none", NULL, 16, 16);
+    ck_assert_ptr_nonnull(strstr(tuning_log, "is ignored: neither a tile nor host rows"));
+    ck_assert_ptr_nonnull(strstr(tuning_log, " lines of "));
+    snprintf(text, sizeof text, "%s\ntile -1 7%s", a, strchr(a + 20, '|') - 1);
+    table_put(path, text, strlen(text));
+    ck_tuned("impossible sizes", NULL, 16, 16);
+    ck_assert_ptr_nonnull(strstr(tuning_log, "is ignored: impossible sizes"));
+    remove(path), rmdir(folder);
+}
+END_TEST
+
+/* A line of the host's moves AUTO's rule there, and does not on a device that it does not name. */
+START_TEST(tuning_of_the_host)
+{
+    char table[600], other[610], line[512];
+    clattn_plan_info info;
+    if (!test_context()) return;
+    table_of(table, CLATTN_PATH_HOST, 0, 0);
+    snprintf(other, sizeof other, "%s x", table);
+    for (int i = 0; i < 4; i++) {
+        static const char *const says[] = {"at most 200\n", "beyond the host's share", "beyond the host's share", ""};
+        clattn_plan *plan = tuned_plan(i == 0   ? table
+                                       : i == 1 ? other
+                                       : i == 2 ? ""
+                                                : "clattn tuning 1\nhost 7 | class cpu",
+                                       CLATTN_PATH_AUTO, 0, 0);
+        clattn_plan_info_init(&info);
+        test_ok(clattn_plan_get_info(plan, &info));
+        ck_assert_int_eq(info.path, i ? CLATTN_PATH_DEVICE : CLATTN_PATH_HOST);
+        ck_assert_msg(strstr(clattn_plan_explain(plan), says[i]) != NULL, "%s", clattn_plan_explain(plan));
+        clattn_plan_release(plan);
+    }
+    /* What has no line. */
+    clattn_plan_options o;
+    clattn_problem p;
+    clattn_plan *plan;
+    clattn_plan_options_init(&o);
+    o.pass = CLATTN_PASS_BACKWARD;
+    o.path = CLATTN_PATH_DEVICE;
+    test_ok(clattn_problem_from_text(tuned_line, &p));
+    test_ok(clattn_plan_create(test_context(), &p, &o, &plan));
+    memset(line, 'x', sizeof line);
+    ck_assert_int_eq(clattn_plan_get_tuning(plan, line, sizeof line), CLATTN_STATUS_UNSUPPORTED);
+    clattn_plan_release(plan);
+    test_ok(clattn_plan_create(test_host_context(), &p, NULL, &plan));
+    ck_assert_int_eq(clattn_plan_get_tuning(plan, line, sizeof line), CLATTN_STATUS_NO_DEVICE);
+    clattn_plan_release(plan);
+    plan = tuned_plan("", CLATTN_PATH_DEVICE, 0, 0);
+    ck_assert_int_eq(clattn_plan_get_tuning(plan, line, 20), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "size is 20; the line takes "));
+    ck_assert_int_eq(clattn_plan_get_tuning(NULL, line, sizeof line), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert_int_eq(clattn_plan_get_tuning(plan, NULL, sizeof line), CLATTN_STATUS_INVALID_ARGUMENT);
+    ck_assert(line[0] == 'x' && line[19] == 'x');
+    clattn_plan_release(plan);
+}
+END_TEST
+
 static TCase *add_case(Suite *s, const char *name)
 {
     TCase *t = tcase_create(name);
@@ -1330,5 +1517,10 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, copied_transfers, 0, 2 * N_KERNELS);
     tcase_add_loop_test(t, peak_memory, 0, 2);
     tcase_add_test(t, without_devices);
+
+    t = add_case(s, "tuning");
+    tcase_add_test(t, tuning_order);
+    tcase_add_test(t, tuning_broken);
+    tcase_add_test(t, tuning_of_the_host);
     return s;
 }

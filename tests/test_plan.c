@@ -8,6 +8,7 @@
 #include "half.h"
 #include "plan.h"
 #include "tile_table.h"
+#include "tuning.h"
 
 /* ---- made-up devices */
 
@@ -651,7 +652,7 @@ START_TEST(path_wanted)
     text why = {said, sizeof said, 0};
     o.path = k->path;
     ck_assert_int_eq(clattn__plan_check_options(&o), CLATTN_STATUS_SUCCESS);
-    ck_assert_int_eq(clattn__plan_wanted_path(&p, &o, &why), k->wanted);
+    ck_assert_int_eq(clattn__plan_wanted_path(&p, &o, 128, &why), k->wanted);
     ck_assert_msg(strstr(said, k->says) && (*k->says || !*said), "'%s' lacks '%s'", said, k->says);
 }
 END_TEST
@@ -1029,6 +1030,206 @@ START_TEST(backward_refuses)
 }
 END_TEST
 
+/* ---- tuning tables */
+
+#define LANES_64 "attn_fwd_lanes f32 d64 full q300 kv300"
+
+typedef struct table_case {
+    const char *lines;
+    int64_t block_q, block_kv; /* that a problem of 300 rows gets; 0: none */
+} table_case;
+static const table_case tables[] = {
+    {"tile 32 256 | " LANES_64 " | device cpu 256 KiB, 4096 | 3.1", 32, 256},
+    {"  tile\t32  256|" LANES_64 "|device   cpu 256 KiB, 4096|3.1  \r\n", 32, 256},
+    {"tile 32 256 | " LANES_64 " | device cpu 256 KiB, 4096", 32, 256},
+    {"tile 32 256 | " LANES_64 " | vendor A Vendor", 32, 256},
+    {"tile 32 256 | " LANES_64 " | class cpu", 32, 256},
+    {"tile 1 1 | " LANES_64 " | class cpu", 1, 1},
+    {"tile 4096 4096 | " LANES_64 " | class cpu", 4096, 4096},
+    {"\n# no entry\nnor this\ntile 32 256 | " LANES_64 " | class cpu\ntile 1", 32, 256},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q600 kv300 | class cpu", 32, 256}, /* of half as many rows on */
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q0 kv300 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q602 kv300 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q75 kv601 | class cpu", 32, 256}, /* up to four times */
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q74 kv601 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q300 kv602 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q300 kv74 | class cpu", 0, 0},
+    {"tile 0 256 | " LANES_64 " | class cpu", 0, 256},
+    {"tile 0 0 | " LANES_64 " | class cpu", 0, 0}, /* what is shipped */
+    /* others' */
+    {"tile 32 256 | " LANES_64 " | device cpu 256 KiB, 4096 | 3.2", 0, 0},
+    {"tile 32 256 | " LANES_64 " | device cpu 256 KiB | 3.1", 0, 0},
+    {"tile 32 256 | " LANES_64 " | vendor Vendor", 0, 0},
+    {"tile 32 256 | " LANES_64 " | class gpu", 0, 0},
+    {"tile 32 256 | attn_fwd f32 d64 full q300 kv300 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f16 d64 full q300 kv300 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d63 full q300 kv300 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 band q300 kv300 | class cpu", 0, 0},
+    {"host 64 | class cpu", 0, 0},
+    /* no entries */
+    {"", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q300 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q300 kv | class cpu", 0, 0},
+    {"tile -16 256 | " LANES_64 " | class cpu", 0, 0},
+    {"tile 32 4097 | " LANES_64 " | class cpu", 0, 0},
+    {"tile 99999999999999999999 256 | " LANES_64 " | class cpu", 0, 0},
+    {"tile 32 | " LANES_64 " | class cpu", 0, 0},
+    {"tile 32 256 64 | " LANES_64 " | class cpu", 0, 0},
+    {"tile 3x2 256 | " LANES_64 " | class cpu", 0, 0},
+    {"tile 32 256 | attn_decode_lanes f32 d64 full q300 kv300 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f8 d64 full q300 kv300 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 half q300 kv300 | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full | class cpu", 0, 0},
+    {"tile 32 256 | attn_fwd_lanes f32 d64 full q99999999999999999999 kv300 | class cpu", 0, 0},
+    {"tile 32 256 | " LANES_64, 0, 0},
+    {"tile 32 256 | " LANES_64 " |", 0, 0},
+    {"tile 32 256 | " LANES_64 " | class", 0, 0},
+    {"tile 32 256 | " LANES_64 " | device | 3.1", 0, 0},
+    {"tile 32 256 | " LANES_64 " | nobody cpu", 0, 0},
+    {"TILE 32 256 | " LANES_64 " | class cpu", 0, 0},
+    /* of several the narrowest, of those the one of most rows, of those the last */
+    {"tile 16 16 | " LANES_64 " | device cpu 256 KiB, 4096 | 3.1\ntile 32 32 | " LANES_64
+     " | device cpu 256 KiB, 4096\ntile 48 48 | " LANES_64 " | vendor A Vendor\ntile 64 64 | " LANES_64 " | class cpu",
+     16, 16},
+    {"tile 32 32 | " LANES_64 " | device cpu 256 KiB, 4096\ntile 48 48 | " LANES_64
+     " | vendor A Vendor\ntile 64 64 | " LANES_64 " | class cpu",
+     32, 32},
+    {"tile 64 64 | " LANES_64 " | class cpu\ntile 48 48 | " LANES_64 " | vendor A Vendor\n", 48, 48},
+    {"tile 16 16 | attn_fwd_lanes f32 d64 full q512 kv300 | class cpu\ntile 32 32 | " LANES_64 " | class cpu\n", 16,
+     16},
+    {"tile 16 16 | " LANES_64 " | class cpu\ntile 32 32 | " LANES_64 " | class cpu\n", 32, 32},
+};
+enum { N_TABLES = sizeof tables / sizeof *tables };
+
+static device_profile tuned_profile(const char *table)
+{
+    device_profile d = profile_of(&machines[5]);
+    snprintf(d.driver, sizeof d.driver, " 3.1 ");
+    snprintf(d.vendor, sizeof d.vendor, "A Vendor");
+    d.tuning = table;
+    return d;
+}
+
+START_TEST(tuning_lines)
+{
+    const table_case *k = &tables[_i];
+    const problem p = problem_of("f32 hq4 q300 kv300 d64");
+    const device_profile d = tuned_profile(k->lines);
+    int64_t block_q = 0, block_kv = 0;
+    const bool has = clattn__tuning_tile(&d, &p, CLATTN_KERNEL_ATTN_FWD_LANES, &block_q, &block_kv);
+    ck_assert_msg(has == (k->block_q || k->block_kv) && block_q == k->block_q && block_kv == k->block_kv,
+                  "'%s': %d x %d", k->lines, (int)block_q, (int)block_kv);
+}
+END_TEST
+
+/* A table cut at any place, with any byte changed, and one of a line without end: some sizes that are legal, or none. */
+START_TEST(tuning_mangled)
+{
+    const char *good =
+        "clattn tuning 1\ntile 32 256 | " LANES_64 " | device cpu 256 KiB, 4096 | 3.1\nhost 64 | class cpu\n";
+    const problem p = problem_of("f32 hq4 q300 kv300 d64");
+    const size_t n = strlen(good), huge = 1 << 20;
+    char *table = malloc(huge + 1);
+    ck_assert_ptr_nonnull(table);
+    for (size_t i = 0; i <= 256 * n + n; i++) {
+        strcpy(table, good);
+        if (i < n)
+            table[i] = 0;
+        else if (i < 257 * n)
+            table[i % n] = (char)(i / n - 1);
+        else
+            memset(table, "1| d"[i % 4], huge), table[huge] = 0;
+        const device_profile d = tuned_profile(table);
+        int64_t q = 1, kv = 1, least, most;
+        clattn__tuning_tile(&d, &p, CLATTN_KERNEL_ATTN_FWD_LANES, &q, &kv);
+        ck_assert(q >= 0 && q <= 4096 && kv >= 0 && kv <= 4096);
+        clattn__tuning_host_range(table, &least, &most);
+        const int64_t rows = clattn__tuning_host_rows(&d);
+        ck_assert(least >= 0 && least <= rows && rows <= most);
+    }
+    free(table);
+}
+END_TEST
+
+START_TEST(tuning_host_rows)
+{
+    int64_t least, most;
+    device_profile d = tuned_profile(NULL);
+    clattn__tuning_host_range(NULL, &least, &most);
+    ck_assert(least == 128 && most == 128 && clattn__tuning_host_rows(&d) == 128); /* as documented */
+    d.tuning =
+        "host 4 | class gpu\nhost 99999 | device cpu 256 KiB, 4096 | 3.1\nhost -1 | class cpu\nhost 0 | class cpu\n";
+    clattn__tuning_host_range(d.tuning, &least, &most);
+    ck_assert(least == 0 && most == 99999 && clattn__tuning_host_rows(&d) == 99999);
+    d.name[0] = 'C';
+    ck_assert_int_eq(clattn__tuning_host_rows(&d), 0);
+    d.is_cpu = false;
+    ck_assert_int_eq(clattn__tuning_host_rows(&d), 4);
+}
+END_TEST
+
+static void ck_variant(const char *line, const device_profile *d, const clattn_plan_options *o, int nth,
+                       clattn_kernel kernel, bool is_tuned, int block_q, int block_kv)
+{
+    const problem p = problem_of(line);
+    device_choice c;
+    ck_assert_msg(clattn__plan_device(&p, d, o, nth, &c, &is_last) == CLATTN_STATUS_SUCCESS, "%s: %s", line,
+                  clattn_last_error()->message);
+    ck_assert_msg(c.kernel == kernel && c.is_tuned == is_tuned && c.axes[AXIS_BLOCK_Q] == block_q &&
+                      c.axes[AXIS_BLOCK_KV] == block_kv,
+                  "%s, variant %d: %s%s %d x %d", line, nth, clattn_kernel_name(c.kernel), c.is_tuned ? ", tuned" : "",
+                  c.axes[AXIS_BLOCK_Q], c.axes[AXIS_BLOCK_KV]);
+}
+
+/* A table's sizes go first, cut as forced ones are; then what is there without. */
+START_TEST(tuning_of_variants)
+{
+    const char *line = "f32 hq4 q300 kv300 d64";
+    device_profile d =
+        tuned_profile("tile 32 200 | " LANES_64 " | class cpu\ntile 4096 4096 | attn_fwd_lanes f32 d32 full "
+                      "q300 kv300 | class cpu\ntile 64 1024 | attn_fwd_lanes f32 d1000 full q300 kv300 | class cpu\n"
+                      "tile 48 17 | attn_fwd f32 d64 full q300 kv300 | class gpu\n"
+                      "tile 32 16 | attn_fwd_mma f16 d64 full q300 kv300 | class gpu");
+    clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    problem p;
+    device_choice c;
+    ck_variant(line, &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, true, 32, 200);
+    ck_assert(!is_last);
+    ck_variant(line, &d, &o, 1, CLATTN_KERNEL_ATTN_FWD_LANES, false, 64, 128);
+    ck_variant(line, &d, &o, 2, CLATTN_KERNEL_ATTN_FWD, false, 64, 64);
+    ck_variant("f32 hq4 q300 kv300 d64 causal", &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, false, 32, 128);
+    ck_variant("f32 hq4 q300 kv300 d32", &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, true, 64, 300);
+    ck_variant("f32 hq4 q40 kv20 d64", &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, false, 48, 20);
+    o = options_of(CLATTN_KERNEL_AUTO, 16, 0); /* forced sizes want no table */
+    ck_variant(line, &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, false, 16, 128);
+    o = options_of(CLATTN_KERNEL_AUTO, 0, 16);
+    ck_variant(line, &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, false, 64, 16);
+    o = options_of(CLATTN_KERNEL_ATTN_FWD_LANES, 0, 0);
+    ck_variant(line, &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, true, 32, 200);
+    ck_assert(!is_last);
+    ck_variant(line, &d, &o, 1, CLATTN_KERNEL_ATTN_FWD_LANES, false, 64, 128);
+    ck_assert(is_last);
+    p = problem_of(line);
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 2, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
+    p = problem_of("f32 hq4 q300 kv1200 d1000"); /* too large for the kernel */
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert(!is_last && clattn__plan_device(&p, &d, &o, 1, &c, &is_last) == CLATTN_STATUS_SUCCESS && !c.is_tuned);
+
+    device_profile gpu = profile_of(&machines[0]);
+    gpu.tuning = d.tuning;
+    o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    ck_variant(line, &gpu, &o, 0, CLATTN_KERNEL_ATTN_FWD, true, 48, 32);
+    ck_variant(line, &gpu, &o, 1, CLATTN_KERNEL_ATTN_FWD, false, 64, 64);
+    gpu.engine = ENGINE_NVIDIA;
+    ck_variant("f16 hq4 q300 kv300 d64", &gpu, &o, 0, CLATTN_KERNEL_ATTN_FWD_MMA, true, 32, 16);
+    ck_variant("f16 hq4 q300 kv300 d64", &gpu, &o, 1, CLATTN_KERNEL_ATTN_FWD_MMA, false, 64, 64);
+    ck_variant("f16 hq4 q300 kv300 d64", &gpu, &o, 2, CLATTN_KERNEL_ATTN_FWD, false, 64, 64);
+    o = options_of(CLATTN_KERNEL_ATTN_FWD_MMA, 0, 0);
+    ck_variant("f16 hq4 q300 kv300 d64", &gpu, &o, 0, CLATTN_KERNEL_ATTN_FWD_MMA, true, 32, 16);
+    ck_variant("f16 hq4 q300 kv300 d64", &gpu, &o, 2, CLATTN_KERNEL_ATTN_FWD_MMA, false, 64, 32);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *s = suite_create("plan");
@@ -1054,6 +1255,12 @@ Suite *test_suite(void)
     tcase_add_test(t, backward_splits);
     tcase_add_test(t, backward_tiles_fit);
     tcase_add_test(t, backward_refuses);
+
+    t = add_case(s, "tuning");
+    tcase_add_loop_test(t, tuning_lines, 0, N_TABLES);
+    tcase_add_test(t, tuning_mangled);
+    tcase_add_test(t, tuning_host_rows);
+    tcase_add_test(t, tuning_of_variants);
 
     t = add_case(s, "host");
     tcase_add_loop_test(t, host_plan_of, 0, N_HOSTS);

@@ -96,7 +96,7 @@ static const flag flags[] = {
      "of dropout, or of a problem text's random data (default 0)"},
     {"--path", "PATH", KIND_CHOICE, FIELD(path), RUNS, false, 0, 0, paths, "where it runs (default auto)"},
     {"--kernel", "KERNEL", KIND_CHOICE, FIELD(kernel), RUNS, false, 0, 0, kernels, "what runs it (default auto)"},
-    {"--device", "INDEX|NAME", KIND_TEXT, FIELD(device), RUNS | COMMAND_SELFTEST, false, 0, 0, NULL,
+    {"--device", "INDEX|NAME", KIND_TEXT, FIELD(device), RUNS | COMMAND_SELFTEST | COMMAND_TUNE, false, 0, 0, NULL,
      "as `clattn devices` counts them, or a part of a name; --path device runs small problems there too"},
     {"--threads", "N", KIND_INTEGER, FIELD(threads), RUNS | COMMAND_SELFTEST, false, 1, 4096, NULL,
      "of the host path (default: one per processor)"},
@@ -115,6 +115,10 @@ static const flag flags[] = {
      "walk copies of K and V that no cache holds, as decoding does"},
     {"--budget", "S", KIND_REAL, FIELD(budget), COMMAND_BENCH, false, 0, 0, NULL,
      "seconds to measure, each point of a plot (default 1)"},
+    {"--budget", "S", KIND_REAL, FIELD(budget), COMMAND_TUNE, false, 0, 0, NULL, "seconds (default 600)"},
+    {"-o", "FILE", KIND_TEXT, FIELD(o), COMMAND_TUNE, false, 0, 0, NULL,
+     "the table to write to (default: the one that contexts read)"},
+    {"--dry-run", NULL, KIND_SWITCH, FIELD(dry_run), COMMAND_TUNE, false, 0, 0, NULL, "print the lines, write no file"},
     {"--plot", "FILE.svg", KIND_TEXT, FIELD(plot), COMMAND_BENCH, false, 0, 0, NULL,
      "a plot: share of the processor's peak over the sequence length"},
     {"--json", NULL, KIND_SWITCH, FIELD(json), COMMAND_BENCH, false, 0, 0, NULL, "print one JSON object on one line"},
@@ -208,7 +212,7 @@ int args_parse(const command *c, int argc, char **argv, options *o, bool *help)
     o->scale = CLATTN_SCALE_AUTO;
     o->window[0] = o->window[1] = CLATTN_WINDOW_UNBOUNDED;
     o->map_step = CLATTN_SCORE_PROBS;
-    o->budget = 1;
+    o->budget = c->bit == COMMAND_TUNE ? 600 : 1;
     *help = false;
     for (int i = 0; i < argc; i++) {
         const char *word = argv[i], *text = NULL, *equals = strchr(word, '=');
@@ -216,6 +220,12 @@ int args_parse(const command *c, int argc, char **argv, options *o, bool *help)
         if (!strcmp(word, "--help") || !strcmp(word, "-h")) return *help = true, CLI_OK;
         if (word[0] != '-') {
             if (!c->takes) return cli_fail(CLI_USAGE, "%s: `%s` takes flags only", word, c->name);
+            if (c->takes_many) {
+                if (o->n_problems == MOST_PROBLEMS)
+                    return cli_fail(CLI_USAGE, "%s: there are %d of %s already", word, MOST_PROBLEMS, c->takes);
+                o->problems[o->n_problems++] = word;
+                continue;
+            }
             if (o->problem) return cli_fail(CLI_USAGE, "%s: there is one %s already, '%s'", word, c->takes, o->problem);
             o->problem = word;
             continue;
@@ -239,8 +249,8 @@ int args_parse(const command *c, int argc, char **argv, options *o, bool *help)
 
 void args_print_help(const command *c, FILE *to)
 {
-    fprintf(to, "usage: clattn %s%s%s%s\n\n%s\n", c->name, c->takes ? " [\"" : "", c->takes ? c->takes : "",
-            c->takes ? "\"]" : "", c->about);
+    fprintf(to, "usage: clattn %s%s%s%s%s\n\n%s\n", c->name, c->takes ? " [\"" : "", c->takes ? c->takes : "",
+            c->takes ? "\"]" : "", c->takes_many ? "..." : "", c->about);
     for (int i = 0, first = 1; i < N_FLAGS; i++) {
         const flag *f = &flags[i];
         char left[64];

@@ -9,6 +9,7 @@
 #include <clattn/clattn.h>
 
 enum { LAYOUT_BHSD, LAYOUT_BSHD };
+enum { MOST_PROBLEMS = 32 };
 
 typedef struct options {
     /* the problem, from files */
@@ -24,6 +25,8 @@ typedef struct options {
     const char *d_o, *d_lse;                                                /* paths */
     /* the problem, from a text */
     const char *problem;
+    const char *problems[MOST_PROBLEMS]; /* of a command that takes several */
+    int n_problems;
     int64_t seed; /* of its data, or of dropout with files */
     /* how it runs */
     int path, kernel;   /* a clattn_path, a clattn_kernel */
@@ -34,7 +37,7 @@ typedef struct options {
     /* what comes out */
     const char *o, *lse; /* paths, as the next line */
     const char *dq, *dk, *dv, *dbias, *dalibi, *dsinks;
-    int explain, json, cold;
+    int explain, json, cold, dry_run;
     const char *plot;            /* a path */
     const char *map;             /* a path */
     int64_t map_head, map_batch; /* default 0 */
@@ -50,6 +53,7 @@ typedef struct command {
     const char *about; /* one line */
     const char *notes; /* after the flags in its help; may be "" */
     const char *takes; /* the positional argument's name in its help, NULL: it takes none */
+    bool takes_many;
     int (*run)(const options *o);
 } command;
 
@@ -59,7 +63,8 @@ enum {
     COMMAND_COMPARE = 4,
     COMMAND_BENCH = 8,
     COMMAND_SELFTEST = 16,
-    COMMAND_BACKWARD = 32
+    COMMAND_BACKWARD = 32,
+    COMMAND_TUNE = 64
 };
 
 /* Fills o from the words after the command's name. *help is set when they ask for it. CLI_USAGE: it has said why. */

@@ -45,5 +45,6 @@ int cmd_backward(const options *o);
 int cmd_compare(const options *o);
 int cmd_bench(const options *o);
 int cmd_selftest(const options *o);
+int cmd_tune(const options *o);
 
 #endif

@@ -16,25 +16,25 @@
 
 static const command commands[] = {
     {"devices", COMMAND_DEVICES, "Lists the host path and every OpenCL device, and what clattn uses on it.", "", NULL,
-     cmd_devices},
+     false, cmd_devices},
     {"forward", COMMAND_FORWARD, "Computes O = softmax(scale * Q K^T) V from files, and the log-sum-exp of each row.",
      "\nO has the files' type, or that of --dtype. NumPy has no bf16: --dtype bf16 rounds f2, f4 or f8 files to it,\n"
      "computes, and writes O as f4. With --cu-seqlens-q and --cu-seqlens-kv, sequences lie one after the other in\n"
      "Q, K, V and O, [total, heads, dim], and LSE is [heads, total]. The scores' way is scale, softcap, ALiBi, bias,\n"
      "mask, softmax, dropout.\n",
-     NULL, cmd_forward},
+     NULL, false, cmd_forward},
     {"backward", COMMAND_BACKWARD, "Computes the gradients of a loss L by Q, K, V and more, from files and from dL/dO.",
      "\nThe forward pass runs first, for O and LSE, then backward; --kernel, --block-q and --block-kv are of backward. "
      "At\n"
      "least one output is needed. Gradients have their inputs' type and layout; bf16 ones are written as f4. With\n"
      "--cu-seqlens-q and --cu-seqlens-kv, --dlse is [heads, total]. The other notes are those of `forward`.\n",
-     NULL, cmd_backward},
+     NULL, false, cmd_backward},
     {"compare", COMMAND_COMPARE,
      "Runs every path and device on one problem, beside a float64 reference; exits 1 past the tolerance.",
      "\nThe problem is a text, or files as in `forward`; without one, the self-test's problems run, and the worst is\n"
      "named. --path, --kernel and --device leave out the other "
      "rows.\n" PROBLEM_NOTE,
-     "PROBLEM", cmd_compare},
+     "PROBLEM", false, cmd_compare},
     {"bench", COMMAND_BENCH, "Times clattn_forward, or clattn_backward, on one problem.",
      "\nThe peak is that of f32 multiply-adds on this processor, measured with the same threads (of f64, half of it).\n"
      "--plot times n_kv of 16, 32, 64 and so on up to the problem's own, and n_q in step with it unless there are no\n"
@@ -42,11 +42,18 @@ static const command commands[] = {
      "stands\n"
      "the roofline: the peak, or the operations for each byte of inputs and output times the bandwidth of reading\n"
      "memory, whichever is less.\n" PROBLEM_NOTE,
-     "PROBLEM", cmd_bench},
+     "PROBLEM", false, cmd_bench},
     {"selftest", COMMAND_SELFTEST,
      "Checks small problems on the host and on every device, which takes minutes where kernels compile; exits 1 when "
      "one is wrong.",
-     "", NULL, cmd_selftest},
+     "", NULL, false, cmd_selftest},
+    {"tune", COMMAND_TUNE, "Finds the fastest block sizes for a device, and the host path's share, and keeps them.",
+     "\nThe table is a text file (docs/tuning.md): CLATTN_TUNING, else tuning.txt beside the built programs. Lines of\n"
+     "the same problem are replaced, others stay. What is shipped stays unless another is 2 % faster. Ctrl-C, and\n"
+     "the budget's end, keep what is finished. Without a problem, eight run: f32 and f16, d64 and d128, full and\n"
+     "causal.\n" PROBLEM_NOTE
+     "Problems of Q, K and V alone: no bias, mask, alibi, sinks, dropout, varlen, and nothing per-batch.\n",
+     "PROBLEM", true, cmd_tune},
 };
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -155,6 +155,27 @@ int answer_make(const inputs *in, const char *label, answer *a)
     return CLI_OK;
 }
 
+int answer_from(const inputs *in, const void *o, const float *lse, answer *a)
+{
+    const clattn_problem *p = &in->problem;
+    const storage s = inputs_storage(p);
+    const clattn_strides strides = inputs_strides(p, p->o, p->n_heads_q, s.n_q, p->head_dim_v);
+    const int64_t rows = s.batch * p->n_heads_q * s.n_q;
+    memset(a, 0, sizeof *a);
+    a->o = cli_alloc("the answer's O", rows * p->head_dim_v, sizeof *a->o);
+    a->lse = cli_alloc("the answer's LSE", rows, sizeof *a->lse);
+    if (!a->o || !a->lse) return answer_free(a), CLI_FAILED;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t head = row / s.n_q;
+        const int64_t at = row_at(strides, head / p->n_heads_q, head % p->n_heads_q, row % s.n_q);
+        for (int64_t d = 0; d < p->head_dim_v; d++) a->o[row * p->head_dim_v + d] = element_get(o, p->dtype, at + d);
+        a->lse[row] = lse[row];
+    }
+    a->max_o = largest(a->o, rows * p->head_dim_v);
+    a->max_lse = largest(a->lse, rows);
+    return CLI_OK;
+}
+
 void answer_free(answer *a)
 {
     free(a->o);

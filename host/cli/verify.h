@@ -14,6 +14,8 @@ typedef struct answer {
 
 /* The reference on all processors (with dropout on one); label NULL: without a progress bar. On failure it has said why. */
 int answer_make(const inputs *in, const char *label, answer *a);
+/* The same from a run's O and LSE, as in->problem says. */
+int answer_from(const inputs *in, const void *o, const float *lse, answer *a);
 void answer_free(answer *a);
 
 /* What |O - O_ref| and |LSE - LSE_ref| may be. */

@@ -9,11 +9,9 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __linux__
-#include <sys/auxv.h>
-#endif
 
 #include "../text.h"
+#include "../user_folder.h"
 #include "device_cl.h"
 
 extern char **environ;
@@ -201,31 +199,11 @@ char *clattn__cache_key(const program_cache *c, const char *options, const char 
 
 /* ---- open */
 
-static bool has_more_rights(void)
-{
-#ifdef __linux__
-    if (getauxval(AT_SECURE)) return true; /* file capabilities too */
-#endif
-    return getuid() != geteuid() || getgid() != getegid();
-}
-
 static void folder_find(program_cache *c)
 {
-    const char *on = getenv("CLATTN_CACHE"), *own = getenv("CLATTN_CACHE_DIR");
-    const char *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    const char *base = own && *own ? own : xdg && *xdg == '/' ? xdg : home && *home == '/' ? home : NULL;
-    const char *below = base == own ? "" : base == xdg ? "/clattn" : "/.cache/clattn";
-    if (on && !strcmp(on, "0"))
-        snprintf(c->why, sizeof c->why, "CLATTN_CACHE is 0");
-    else if (!base)
-        snprintf(c->why, sizeof c->why, "CLATTN_CACHE_DIR, XDG_CACHE_HOME, HOME are not set");
-    else if (has_more_rights())
-        snprintf(c->why, sizeof c->why, "the program runs with more rights than its user");
-    else if ((size_t)snprintf(c->folder, sizeof c->folder, "%s%s", base, below) < sizeof c->folder)
-        return;
-    else
-        snprintf(c->why, sizeof c->why, "the cache folder's name is too long");
-    c->folder[0] = 0;
+    const char *on = getenv("CLATTN_CACHE");
+    const char *why = on && !strcmp(on, "0") ? "CLATTN_CACHE is 0" : clattn__user_folder(c->folder, sizeof c->folder);
+    if (why) snprintf(c->why, sizeof c->why, "%s", why);
 }
 
 clattn_status clattn__cache_open(program_cache *c, cl_device_id id)

@@ -119,6 +119,8 @@ static clattn_status probe_profile(probe *d, device_profile *p, const char **ref
 {
     memset(p, 0, sizeof *p);
     device_text(d, CL_DEVICE_NAME, p->name, sizeof p->name);
+    device_text(d, CL_DEVICE_VENDOR, p->vendor, sizeof p->vendor);
+    device_text(d, CL_DRIVER_VERSION, p->driver, sizeof p->driver);
     p->is_cpu = device_number(d, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU;
     p->has_fp64 = device_number(d, CL_DEVICE_DOUBLE_FP_CONFIG, sizeof(cl_ulong)) != 0;
     p->shares_host_memory = device_number(d, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof(cl_uint)) != 0;
@@ -213,7 +215,7 @@ static clattn_status describe(cl_device_id id, int index, clattn_device_info *in
     info->index = index;
     snprintf(info->name, sizeof info->name, "%s", p.name);
     platform_name(&d, info->platform, sizeof info->platform);
-    device_text(&d, CL_DRIVER_VERSION, info->driver, sizeof info->driver);
+    snprintf(info->driver, sizeof info->driver, "%s", p.driver);
     device_text(&d, CL_DEVICE_VERSION, info->version, sizeof info->version);
     snprintf(info->type, sizeof info->type, "%s",
              type & CL_DEVICE_TYPE_GPU           ? "gpu"

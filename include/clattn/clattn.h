@@ -115,6 +115,18 @@ CLATTN_API clattn_status clattn_plan_get_binaries(const clattn_plan *plan, void 
  * a binary that the driver refuses is built from source. Binaries are code: give none whose origin is not to be trusted. */
 CLATTN_API clattn_status clattn_context_add_binaries(clattn_context *context, const void *data, size_t size);
 
+/* ---- tuning tables: the block sizes that were fastest on a device, and up to how many rows AUTO takes the host (docs/tuning.md) */
+
+/* The file that contexts read: CLATTN_TUNING, else tuning.txt in CLATTN_CACHE_DIR, else in XDG_CACHE_HOME/clattn, else in
+ * HOME/.cache/clattn. At most size - 1 bytes and a 0, returning the full length as snprintf does; 0: none, and none where
+ * CLATTN_TUNING is 0. */
+CLATTN_API size_t clattn_tuning_file(char *path, size_t size);
+
+/* The table's line that lets plans for problems like this one on this device take this plan's block sizes; of a plan on the host
+ * path, the line that lets AUTO take the host for up to as many queries and keys there. 512 bytes are enough; INVALID_ARGUMENT when
+ * size is too small, UNSUPPORTED for a kernel that takes no sizes from tables, NO_DEVICE on a context without one. */
+CLATTN_API clattn_status clattn_plan_get_tuning(const clattn_plan *plan, char *line, size_t size);
+
 /* ---- forward */
 
 CLATTN_API void clattn_forward_args_init(clattn_forward_args *args);

@@ -30,7 +30,8 @@ typedef enum clattn_dtype {
 
 /* Where a plan runs. XX(name, value, text) */
 #define CLATTN_PATH_MAP(XX)                                                                                            \
-    XX(AUTO, 0, "auto")     /* host when n_q <= 128 and n_kv <= 128 or there is no device that can, else device */     \
+    XX(AUTO, 0, "auto")     /* host when n_q <= 128 and n_kv <= 128 (a tuning table may say otherwise) or there is */  \
+                            /* no device that can, else device */                                                      \
     XX(HOST, 1, "host")     /* the host's own processor, no OpenCL */                                                  \
     XX(DEVICE, 2, "device") /* the context's OpenCL device */
 
@@ -238,6 +239,8 @@ typedef struct clattn_context_options {
     clattn_program_cache program_cache; /* default CLATTN_PROGRAM_CACHE_DEFAULT */
     int64_t copy_bytes_most; /* bytes, at least 0, of device copies and work space that one call with host pointers may
                                 have at a time; forward runs in shares then. Default 0: 3/4 of the device's memory */
+    const char *tuning;      /* a tuning table, as `clattn tune` writes it; copied; "": none. Default NULL: that of
+                           clattn_tuning_file, if there is one. Lines that are no entries are left out, and in the log */
 } clattn_context_options;
 
 /* What a plan is for. */
@@ -274,6 +277,7 @@ typedef struct clattn_plan_info {
     int zero_copy;           /* 1: calls with host pointers let the kernels work in the caller's own memory */
     int64_t n_shares;        /* device path: a call that copies its arrays runs in so many shares, one after the other;
                                 1: at once; 0 on the host path */
+    int tuned;               /* 1: the block sizes are a tuning table's */
 } clattn_plan_info;
 
 typedef struct clattn_device_info {
