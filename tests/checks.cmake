@@ -1,10 +1,10 @@
 # Each test program and how many checks must pass in it.
-clattn_add_check(test_parity 1350)
+clattn_add_check(test_parity 1370)
 clattn_add_check(test_numerics 325)
 clattn_add_check(test_threads 13)
 
 # ---- the interface, the decisions, OpenCL's own objects, the program, the headers, the package
-clattn_add_check(test_api 337)
+clattn_add_check(test_api 338)
 if(TARGET clattn_static)
   # The library's own functions: hidden in the shared library, there in the static one.
   add_executable(test_plan test_plan.c harness.c main.c)
@@ -14,6 +14,24 @@ if(TARGET clattn_static)
   add_test(NAME test_plan COMMAND test_plan)
   set_tests_properties(test_plan PROPERTIES TIMEOUT 1200
     PASS_REGULAR_EXPRESSION "100%: Checks: 195, Failures: 0, Errors: 0")
+
+  # bf16 products over emulated instructions, in the place of what the library would choose.
+  add_executable(test_amx test_amx.c problem_numbers.c gradients.c harness.c main.c)
+  foreach(products amx avx512)
+    string(REPLACE avx512 bf16 tile ${products})
+    add_library(emulated_${products} OBJECT ${PROJECT_SOURCE_DIR}/host/cpu/tile_${tile}.c)
+    target_link_libraries(emulated_${products} PRIVATE clattn_flags)
+    target_include_directories(emulated_${products} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+    target_compile_definitions(emulated_${products} PRIVATE EMULATED INSTRUCTIONS=${products}_emulated)
+    target_compile_options(emulated_${products} PRIVATE -O2 -ffp-contract=off -Wno-psabi)
+    target_link_libraries(test_amx PRIVATE emulated_${products})
+  endforeach()
+  target_link_libraries(test_amx PRIVATE clattn_flags clattn_static PkgConfig::CHECK Threads::Threads m)
+  target_include_directories(test_amx PRIVATE ${PROJECT_SOURCE_DIR}/host)
+  target_link_options(test_amx PRIVATE -Wl,--wrap=clattn__host_ops)
+  add_test(NAME test_amx COMMAND test_amx)
+  set_tests_properties(test_amx PROPERTIES TIMEOUT 4800
+    PASS_REGULAR_EXPRESSION "100%: Checks: 756, Failures: 0, Errors: 0")
 endif()
 if(CLATTN_OPENCL)
   clattn_add_check(test_opencl 136)

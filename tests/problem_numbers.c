@@ -22,6 +22,58 @@ uint64_t numbers_next(uint64_t *state)
 }
 
 int64_t numbers_below(uint64_t *state, int64_t n) { return (int64_t)(numbers_next(state) % (uint64_t)n); }
+
+static int64_t rarely(uint64_t *state, int64_t one_in, int64_t n)
+{
+    return numbers_below(state, one_in) ? 0 : 1 + numbers_below(state, n);
+}
+
+/* Small as a rule. */
+static int64_t size_of(uint64_t *state, int64_t most)
+{
+    const int64_t r = numbers_below(state, 16);
+    return numbers_below(state, r == 0 ? most : r < 6 ? most / 4 + 2 : most / 16 + 2);
+}
+
+numbers numbers_make(uint64_t seed, uint64_t i, bool device)
+{
+    uint64_t v = seed * 1000003 + (device ? i / 20 * 7919 + 500 : i), s = seed * 77777 + i * 31 + 5;
+    numbers p = {{0}};
+    for (int k = 0; k < 4; k++) numbers_next(&v), numbers_next(&s);
+    p.n[DTYPE] = numbers_below(&v, 5) % 4; /* f32 twice */
+    p.n[WAY] = device ? NUMBERS_HOST_WAYS + numbers_below(&v, NUMBERS_WAYS - NUMBERS_HOST_WAYS)
+                      : numbers_below(&v, NUMBERS_HOST_WAYS);
+    if (p.n[WAY] == NUMBERS_MMA) p.n[DTYPE] = 1 + p.n[DTYPE] % 2; /* f16 and bf16 */
+    p.n[DIM] = size_of(&v, p.n[WAY] == NUMBERS_MMA ? 128 : 280);
+    p.n[DIM_V] = rarely(&v, 3, 90);
+    p.n[SOFTCAP] = rarely(&v, 5, 3);
+    p.n[ALIBI] = rarely(&v, 5, 2);
+    p.n[BIAS] = rarely(&v, 4, 20);
+    p.n[MASK] = rarely(&v, 4, 5);
+    p.n[SINKS] = rarely(&v, 5, 1);
+    p.n[DROPOUT] = rarely(&v, 6, 2);
+    p.n[VARLEN] = rarely(&v, 8, 1);
+    const bool windows = numbers_below(&v, 2);
+    p.n[BLOCK_Q] = device ? 16 << numbers_below(&v, 3) : rarely(&s, 3, 70);
+    p.n[BLOCK_KV] = device ? 16 << numbers_below(&v, 3) : rarely(&s, 3, 300);
+    p.n[BATCH] = size_of(&s, 4);
+    p.n[HEADS_KV] = size_of(&s, 6);
+    p.n[GROUP] = rarely(&s, 2, 5);
+    p.n[N_Q] = p.n[WAY] == 1 || p.n[WAY] == 4 ? size_of(&s, 24) : size_of(&s, 200);
+    p.n[N_KV] = size_of(&s, numbers_below(&s, 12) ? 300 : 2500);
+    p.n[LEFT] = windows ? rarely(&s, 2, 60) : 0;
+    p.n[RIGHT] =
+        windows && !(p.n[LEFT] && numbers_below(&s, 2)) ? 1 + (numbers_below(&s, 2) ? 0 : numbers_below(&s, 30)) : 0;
+    p.n[OFFSET] = rarely(&s, 3, 200);
+    p.n[KV_LENGTH] = p.n[VARLEN] ? 0 : rarely(&s, 4, p.n[N_KV] + 2);
+    p.n[SCALE] = rarely(&s, 5, 4);
+    p.n[BSHD] = p.n[VARLEN] ? 0 : rarely(&s, 4, 1);
+    p.n[DATA] = rarely(&s, 3, 7);
+    p.n[BACKWARD] = p.n[DATA] == 0 ? rarely(&s, 4, 1) : 0;
+    p.n[SEED] = numbers_below(&s, 1000);
+    return p;
+}
+
 /* "3,0,5" from n numbers that sum to whatever they do */
 static void sequences_text(uint64_t *state, int64_t n, int64_t most, char *to, size_t size)
 {

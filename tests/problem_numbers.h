@@ -46,6 +46,9 @@ enum { NUMBERS_WAYS = 6, NUMBERS_MMA = 5, NUMBERS_HOST_WAYS = 2 };
 uint64_t numbers_next(uint64_t *state);
 int64_t numbers_below(uint64_t *state, int64_t n);
 
+/* Problem i of a seed. Those of a device come in twenties with the same kernel, which takes long to build. */
+numbers numbers_make(uint64_t seed, uint64_t i, bool device);
+
 /* As problem text. */
 void numbers_text(const numbers *p, char *to, size_t size);
 

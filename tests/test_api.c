@@ -1525,7 +1525,7 @@ END_TEST
 
 START_TEST(instruction_sets)
 {
-    static const char *const sets[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+    static const char *const sets[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
     const clattn_problem p = good_problem();
     clattn_context *c = host_context();
     clattn_plan *plan = NULL;
@@ -1533,7 +1533,7 @@ START_TEST(instruction_sets)
     ck_assert_int_eq(clattn_plan_create(c, &p, NULL, &plan), CLATTN_STATUS_SUCCESS);
     const char *got = info_of(plan).instructions;
     int rank = -1;
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         if (!strcmp(got, sets[i])) rank = i;
     ck_assert_msg(rank >= 0 && rank <= _i, "'%s' with CLATTN_CPU=%s", got, sets[_i]);
     const clattn_forward_args a = good_args();
@@ -1860,7 +1860,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, ways_asked_for, 0, N_WAYS);
     tcase_add_loop_test(t, blocks_asked_for, 0, N_WAYS * N_BLOCKS);
     tcase_add_test(t, threads_of_a_plan);
-    tcase_add_loop_test(t, instruction_sets, 0, 4);
+    tcase_add_loop_test(t, instruction_sets, 0, 5);
     tcase_add_loop_test(t, nothing_to_do, 0, N_WAYS);
     tcase_add_test(t, no_lse_asked_for);
 

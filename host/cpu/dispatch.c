@@ -1,4 +1,10 @@
 /* CPU flags -> the tile's code: a ladder over a C table. */
+#ifdef CLATTN_AMX
+#define _DEFAULT_SOURCE /* syscall */
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 #ifdef CLATTN_X86
@@ -15,6 +21,9 @@ extern const host_ops clattn__host_ops_f32_avx2, clattn__host_ops_f64_avx2;
 extern const host_ops clattn__host_ops_f32_avx512, clattn__host_ops_f64_avx512;
 extern const host_ops clattn__host_ops_bf16_avx512_bf16;
 #endif
+#ifdef CLATTN_AMX
+extern const host_ops clattn__host_ops_bf16_amx_bf16;
+#endif
 
 extern const backward_ops clattn__backward_ops_f32_portable, clattn__backward_ops_f64_portable;
 #ifdef CLATTN_X86
@@ -28,7 +37,7 @@ extern const decode_ops clattn__decode_ops_f32_avx2, clattn__decode_ops_f64_avx2
 extern const decode_ops clattn__decode_ops_f32_avx512, clattn__decode_ops_f64_avx512;
 #endif
 
-enum { RUNG_PORTABLE, RUNG_AVX2, RUNG_AVX512, RUNG_AVX512_BF16, RUNG_COUNT };
+enum { RUNG_PORTABLE, RUNG_AVX2, RUNG_AVX512, RUNG_AVX512_BF16, RUNG_AMX_BF16, RUNG_COUNT };
 
 /* f64, bf16, other types: the same code where a rung has no products of its own */
 static const host_ops *const ladder[RUNG_COUNT][3] = {
@@ -39,6 +48,9 @@ static const host_ops *const ladder[RUNG_COUNT][3] = {
     [RUNG_AVX512_BF16] = {&clattn__host_ops_f64_avx512, &clattn__host_ops_bf16_avx512_bf16,
                           &clattn__host_ops_f32_avx512},
 #endif
+#ifdef CLATTN_AMX
+    [RUNG_AMX_BF16] = {&clattn__host_ops_f64_avx512, &clattn__host_ops_bf16_amx_bf16, &clattn__host_ops_f32_avx512},
+#endif
 };
 
 static const backward_ops *const backward_ladder[RUNG_COUNT][2] = {
@@ -47,6 +59,7 @@ static const backward_ops *const backward_ladder[RUNG_COUNT][2] = {
     [RUNG_AVX2] = {&clattn__backward_ops_f32_avx2, &clattn__backward_ops_f64_avx2},
     [RUNG_AVX512] = {&clattn__backward_ops_f32_avx512, &clattn__backward_ops_f64_avx512},
     [RUNG_AVX512_BF16] = {&clattn__backward_ops_f32_avx512, &clattn__backward_ops_f64_avx512},
+    [RUNG_AMX_BF16] = {&clattn__backward_ops_f32_avx512, &clattn__backward_ops_f64_avx512},
 #endif
 };
 
@@ -56,8 +69,41 @@ static const decode_ops *const decode_ladder[RUNG_COUNT][2] = {
     [RUNG_AVX2] = {&clattn__decode_ops_f32_avx2, &clattn__decode_ops_f64_avx2},
     [RUNG_AVX512] = {&clattn__decode_ops_f32_avx512, &clattn__decode_ops_f64_avx512},
     [RUNG_AVX512_BF16] = {&clattn__decode_ops_f32_avx512, &clattn__decode_ops_f64_avx512},
+    [RUNG_AMX_BF16] = {&clattn__decode_ops_f32_avx512, &clattn__decode_ops_f64_avx512},
 #endif
 };
+
+#ifdef CLATTN_AMX
+/* The processor has it and the operating system keeps its registers. */
+static bool has_amx(void)
+{
+    enum { OSXSAVE = 1 << 27, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, XCR0_TILES = 3 << 17 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_BF16) || !(d & AMX_TILE)) return false;
+    __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return (a & XCR0_TILES) == XCR0_TILES;
+}
+
+/* Of a rung that has not met many processors: Linux lets the process have the registers, all threads of it, and a trial
+ * goes well. */
+static bool amx_is_good;
+static void amx_try(void)
+{
+    enum { REQUEST = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    amx_is_good = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0 &&
+                  clattn__host_ops_agree(&clattn__host_ops_bf16_amx_bf16, &clattn__host_ops_bf16_avx512_bf16);
+}
+
+static bool may_use_amx(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, amx_try);
+    return amx_is_good;
+}
+#else
+static bool may_use_amx(void) { return false; }
+#endif
 
 static int highest_rung(void)
 {
@@ -67,15 +113,20 @@ static int highest_rung(void)
     const int has_f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c) {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-            return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5) ? RUNG_AVX512_BF16 : RUNG_AVX512;
+            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
+            if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return RUNG_AVX512;
+#ifdef CLATTN_AMX
+            if (has_amx()) return RUNG_AMX_BF16;
+#endif
+            return RUNG_AVX512_BF16;
+        }
         return RUNG_AVX2;
     }
 #endif
     return RUNG_PORTABLE;
 }
 
-static const char *const rung_names[RUNG_COUNT] = {"portable", "avx2", "avx512", "avx512_bf16"};
+static const char *const rung_names[RUNG_COUNT] = {"portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
 
 static int rung_in_use(void)
 {
@@ -88,7 +139,9 @@ static int rung_in_use(void)
 
 const host_ops *clattn__host_ops(clattn_dtype dtype)
 {
-    return ladder[rung_in_use()][dtype == CLATTN_DTYPE_F64 ? 0 : dtype == CLATTN_DTYPE_BF16 ? 1 : 2];
+    int rung = rung_in_use();
+    if (rung == RUNG_AMX_BF16 && dtype == CLATTN_DTYPE_BF16 && !may_use_amx()) rung = RUNG_AVX512_BF16;
+    return ladder[rung][dtype == CLATTN_DTYPE_F64 ? 0 : dtype == CLATTN_DTYPE_BF16 ? 1 : 2];
 }
 
 const backward_ops *clattn__backward_ops(clattn_dtype dtype)

@@ -64,7 +64,12 @@ typedef struct host_ops {
     void (*tile_scores)(const host_tile *tile, void *work, clattn_score_step step, int n_kv, float *scores);
 } host_ops;
 
-/* The widest set that this processor has and CLATTN_CPU ("avx512", "avx2", "portable") does not mask. */
+/* The widest set that this processor has and CLATTN_CPU ("avx512_bf16", "avx512", "avx2", "portable") does not
+ * mask. */
 const host_ops *clattn__host_ops(clattn_dtype dtype);
+
+/* Whether two codes with bf16 products give the same numbers on small problems, but for the order of sums; false when
+ * there is no memory for them. */
+bool clattn__host_ops_agree(const host_ops *a, const host_ops *b);
 
 #endif

@@ -12,12 +12,19 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(EMULATED)
 #define VECTOR_BYTES 64
 #elif defined(__AVX__)
 #define VECTOR_BYTES 32
 #else
 #define VECTOR_BYTES 16
+#endif
+
+/* Bytes of the vectors whose instructions are named below; none where tests emulate them. */
+#ifdef EMULATED
+#define NAMED_BYTES 0
+#else
+#define NAMED_BYTES VECTOR_BYTES
 #endif
 
 #if REAL_BITS == 32
@@ -50,13 +57,13 @@ INLINE void vec_store(real *p, vec x) { *(vec_anywhere *)p = x; }
 /* a b + c, rounded once where the target has the instruction. Named, so that no compiler's mood decides it. */
 INLINE vec vec_fma(vec a, vec b, vec c)
 {
-#if VECTOR_BYTES == 64 && REAL_BITS == 32
+#if NAMED_BYTES == 64 && REAL_BITS == 32
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif VECTOR_BYTES == 64
+#elif NAMED_BYTES == 64
     return (vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+#elif NAMED_BYTES == 32 && REAL_BITS == 32
     return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif VECTOR_BYTES == 32
+#elif NAMED_BYTES == 32
     return (vec)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #elif defined(__aarch64__) && REAL_BITS == 32
     return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
@@ -72,13 +79,13 @@ INLINE vec vec_select(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) |
 /* The larger; b where either is NaN, as the instructions have it. */
 INLINE vec vec_max(vec a, vec b)
 {
-#if VECTOR_BYTES == 64 && REAL_BITS == 32
+#if NAMED_BYTES == 64 && REAL_BITS == 32
     return (vec)_mm512_max_ps((__m512)a, (__m512)b);
-#elif VECTOR_BYTES == 64
+#elif NAMED_BYTES == 64
     return (vec)_mm512_max_pd((__m512d)a, (__m512d)b);
-#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+#elif NAMED_BYTES == 32 && REAL_BITS == 32
     return (vec)_mm256_max_ps((__m256)a, (__m256)b);
-#elif VECTOR_BYTES == 32
+#elif NAMED_BYTES == 32
     return (vec)_mm256_max_pd((__m256d)a, (__m256d)b);
 #else
     return vec_select(a > b, a, b);
@@ -87,13 +94,13 @@ INLINE vec vec_max(vec a, vec b)
 
 INLINE int vec_any_nan(vec a)
 {
-#if VECTOR_BYTES == 64 && REAL_BITS == 32
+#if NAMED_BYTES == 64 && REAL_BITS == 32
     return _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_UNORD_Q) != 0;
-#elif VECTOR_BYTES == 64
+#elif NAMED_BYTES == 64
     return _mm512_cmp_pd_mask((__m512d)a, (__m512d)a, _CMP_UNORD_Q) != 0;
-#elif VECTOR_BYTES == 32 && REAL_BITS == 32
+#elif NAMED_BYTES == 32 && REAL_BITS == 32
     return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)a, _CMP_UNORD_Q)) != 0;
-#elif VECTOR_BYTES == 32
+#elif NAMED_BYTES == 32
     return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)a, _CMP_UNORD_Q)) != 0;
 #else
     int any = 0;

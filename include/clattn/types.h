@@ -268,7 +268,7 @@ typedef struct clattn_plan_info {
     clattn_kernel cl_kernel;  /* what clattn_enqueue_* runs; AUTO when the plan cannot be enqueued */
     clattn_dtype products;    /* what Q K' and P V are multiplied in: F32, F64, or BF16 or F16, which round P, but
                                  neither scores nor sums, to that */
-    const char *instructions; /* host path: "avx512_bf16", "avx512", "avx2", "portable"; "" on the device path */
+    const char *instructions; /* host path: "amx_bf16", "avx512_bf16", "avx512", "avx2", "portable"; "" on devices */
     const char *device;       /* device path: the device's name; "" on the host path */
     int64_t block_q, block_kv;
     int64_t work_group_size; /* work-items; 0 on the host path */
