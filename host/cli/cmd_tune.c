@@ -444,9 +444,10 @@ static int tune(const options *o, tuner *t)
     const int n = o->n_problems ? o->n_problems : 8;
     int code = tuner_open(o, t, &is_cpu);
     t->end = cli_now() + o->budget;
-    for (int i = 0; !code && !stopped && i < n && (i == 0 || cli_now() < t->end); i++) {
+    const double end = t->end - 0.1 * o->budget; /* the rest is the host's */
+    for (int i = 0; !code && !stopped && i < n && (i == 0 || cli_now() < end); i++) {
         default_problem(i, is_cpu, text);
-        const double now = cli_now(), share = (t->end - now) / (n - i + 1);
+        const double now = cli_now(), share = (end - now) / (n - i);
         code = tune_sizes(t, o->n_problems ? o->problems[i] : text, now + share);
     }
     return code || stopped || cli_now() > t->end ? code : tune_host(t);
