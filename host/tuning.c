@@ -233,8 +233,11 @@ static char *read_file(const char *path, char *why, size_t why_size)
         snprintf(why, why_size, "%lld bytes long; it may have %d", (long long)s.st_size, FILE_MOST);
     else if (!(table = calloc(1, (size_t)s.st_size + 1)))
         snprintf(why, why_size, "too much for the memory that is left");
-    for (ssize_t got = 1; table && got > 0 && n<(size_t)s.st_size; n += got> 0 ? (size_t)got : 0)
-        got = read(file, table + n, (size_t)s.st_size - n);
+    while (table && n != (size_t)s.st_size) {
+        const ssize_t got = read(file, table + n, (size_t)s.st_size - n);
+        if (got <= 0) break;
+        n += (size_t)got;
+    }
     if (file >= 0) close(file);
     return table;
 }
