@@ -25,10 +25,10 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
 {
     struct device *d;
     FORWARD(clattn__context_device(plan->context, &d));
-    const clattn_context_options *context = &plan->context->options;
+    const clattn_context_options *wishes = &plan->context->options;
     device_profile usable = *clattn__device_profile(d); /* as the app wants it, and without an engine that fails */
-    if (context->copy_transfers) usable.shares_host_memory = false;
-    if (context->copy_bytes_most) usable.copy_bytes_most = context->copy_bytes_most;
+    if (wishes->copy_transfers) usable.shares_host_memory = false;
+    if (wishes->copy_bytes_most) usable.copy_bytes_most = wishes->copy_bytes_most;
     const device_profile *profile = &usable;
     bool is_last = false, tried = false;
     error_state failure;
@@ -74,7 +74,7 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
         text_add(why,
                  "transfers: %" PRId64 " shares of at most %" PRId64 " batch entries, %" PRId64
                  " query heads and %" PRId64 " rows, in %d x %" PRId64 " bytes of buffers and %" PRId64
-                 " bytes that all share, at most %" PRId64 "\n",
+                 " bytes for all of them, at most %" PRId64 "\n",
                  cut->n_shares, cut->entries, cut->heads, cut->rows, cut->n_sets, cut->share_bytes, cut->common_bytes,
                  cut->bytes_most);
     if (options->pass == CLATTN_PASS_BACKWARD) {

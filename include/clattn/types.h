@@ -275,8 +275,8 @@ typedef struct clattn_plan_info {
     int64_t local_bytes;     /* local memory of a work-group; 0 on the host path */
     int n_threads;           /* at most, on the host path; 0 on the device path */
     int zero_copy;           /* 1: calls with host pointers let the kernels work in the caller's own memory */
-    int64_t n_shares;        /* device path: a call that copies its arrays runs in so many shares, one after the other;
-                                1: at once; 0 on the host path */
+    int64_t n_shares;        /* of a call with host pointers on the device path, one after the other; 1: all at once, as
+                                where zero_copy is 1, unless overlaps or gaps force copies; 0 on the host path */
     int tuned;               /* 1: the block sizes are a tuning table's */
 } clattn_plan_info;
 
