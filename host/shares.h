@@ -1,4 +1,4 @@
-/* A call that copies its arrays to a device may run in shares, one after the other: what of the problem each share has. */
+/* A call that copies its arrays to a device may run in shares, one after the other: what of the problem each has. */
 #ifndef CLATTN_SHARES_H
 #define CLATTN_SHARES_H
 
@@ -22,7 +22,8 @@ typedef struct share {
     int64_t entry, entry_end, head, head_end, row, row_end;
 } share;
 
-/* What of a tensor a share uses: counts of its own, strides of the whole, from element [first[0], first[1], first[2], 0]. */
+/* What of a tensor a share uses: counts of its own, strides of the whole, from element [first[0], first[1], first[2],
+ * 0]. */
 typedef struct tensor_part {
     tensor_shape shape;
     int64_t first[3];

@@ -1170,7 +1170,7 @@ START_TEST(failed_call_lets_go)
 }
 END_TEST
 
-/* A call in shares has no more bytes of buffers at a time than it may, and more than half: one kv head's K and V are little. */
+/* A call in shares has no more bytes of buffers at a time than it may, and more than half: one head's keys are few. */
 START_TEST(bytes_at_a_time)
 {
     static const struct {

@@ -141,8 +141,8 @@ static clattn_status run_in_place(device_plan *plan, const problem *p, const cla
 
 /* ---- copied: without gaps on the device, whatever the caller's strides; in shares, as the plan's cut has it
  *
- *   one queue    in 0        in 1  out 0  in 2  out 1  in 3  ...      copies, which this thread makes one after the other
- *   another            kernels 0  kernels 1     kernels 2  ...        the device's own
+ *   one queue    in 0        in 1  out 0  in 2  out 1  in 3  ...    copies, which this thread makes one by one
+ *   another            kernels 0  kernels 1     kernels 2  ...      the device's own
  *
  * Share i has the set of buffers i % n_sets, which share i - n_sets has been copied out of. */
 

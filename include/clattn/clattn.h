@@ -140,8 +140,8 @@ static inline clattn_buffer clattn_host_buffer(const void *pointer)
     return b;
 }
 
-/* Runs the plan on host pointers and returns when O and LSE are written. Copies that a device cannot hold at once go there in
- * shares (clattn_context_options.copy_bytes_most); the keys of one head are not cut, and must fit. */
+/* Runs the plan on host pointers and returns when O and LSE are written. Copies that a device cannot hold at once go
+ * there in shares (clattn_context_options.copy_bytes_most); the keys of one head are not cut, and must fit. */
 CLATTN_API clattn_status clattn_forward(const clattn_plan *plan, const clattn_forward_args *args);
 
 /* One call: a plan for p on context (NULL: the default one), kept for the next call with an equal problem, and
