@@ -391,18 +391,21 @@ END_TEST
 Suite *test_suite(void)
 {
     Suite *suite = suite_create("bf16 products");
-    TCase *c = test_case(suite, "emulated");
-    tcase_add_loop_test(c, shapes, 0, COUNT(dims) * COUNT(keys) * CODES);
-    tcase_add_loop_test(c, blocks, 0, COUNT(odd_blocks) * CODES);
-    tcase_add_loop_test(c, pairs, 0, TEST_PAIRS * CODES);
-    tcase_add_loop_test(c, random_problems, 0, RANDOM * CODES);
-    tcase_add_loop_test(c, special_numbers, 0, COUNT(cut_texts) * COUNT(payloads) * CODES);
-    tcase_add_loop_test(c, extreme_numbers, 0, COUNT(extremes) * CODES);
-    tcase_add_loop_test(c, one_key_is_exact, 0, CODES);
-    tcase_add_loop_test(c, nothing_past_the_end, 0, COUNT(guarded_texts) * CODES);
-    tcase_add_loop_test(c, threads, 0, CODES);
-    tcase_add_loop_test(c, score_function_takes_tiles, 0, CODES);
-    tcase_add_loop_test(c, scores, 0, CODES);
-    tcase_add_loop_test(c, trial, 0, AMX_FAULTS);
+    TCase *shape = test_case(suite, "shapes");
+    tcase_add_loop_test(shape, shapes, 0, COUNT(dims) * COUNT(keys) * CODES);
+    tcase_add_loop_test(shape, blocks, 0, COUNT(odd_blocks) * CODES);
+    TCase *features = test_case(suite, "features");
+    tcase_add_loop_test(features, pairs, 0, TEST_PAIRS * CODES);
+    tcase_add_loop_test(features, random_problems, 0, RANDOM * CODES);
+    TCase *values = test_case(suite, "numbers");
+    tcase_add_loop_test(values, special_numbers, 0, COUNT(cut_texts) * COUNT(payloads) * CODES);
+    tcase_add_loop_test(values, extreme_numbers, 0, COUNT(extremes) * CODES);
+    tcase_add_loop_test(values, one_key_is_exact, 0, CODES);
+    TCase *tiles = test_case(suite, "tiles");
+    tcase_add_loop_test(tiles, nothing_past_the_end, 0, COUNT(guarded_texts) * CODES);
+    tcase_add_loop_test(tiles, threads, 0, CODES);
+    tcase_add_loop_test(tiles, score_function_takes_tiles, 0, CODES);
+    tcase_add_loop_test(tiles, scores, 0, CODES);
+    tcase_add_loop_test(tiles, trial, 0, AMX_FAULTS);
     return suite;
 }
