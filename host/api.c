@@ -100,8 +100,8 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
         info->block_kv = plan->choice.axes[AXIS_BLOCK_KV];
         info->work_group_size = plan->choice.work_group_size;
         info->local_bytes = plan->choice.local_bytes;
-        info->zero_copy =
-            clattn__device_profile(plan->context->device)->shares_host_memory && !plan->context->options.copy_transfers;
+        info->zero_copy = clattn__plan_in_place(&plan->problem, clattn__device_profile(plan->context->device)) &&
+                          !plan->context->options.copy_transfers;
         info->n_shares = info->zero_copy ? 1 : plan->choice.cut.n_shares;
     }
     return CLATTN_STATUS_SUCCESS;

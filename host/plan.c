@@ -182,7 +182,7 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
     FORWARD(check_reach(p));
     RETURN_IF(p->score_function.source && !p->score_function.host, UNSUPPORTED,
               "score_function.host is NULL; the host path needs it");
-    plan->ops = clattn__host_ops(p->dtype);
+    plan->ops = NULL;
     plan->decode = clattn__decode_ops(p->dtype);
     plan->n_threads = o->n_threads ? o->n_threads : n_threads;
     if (o->pass == CLATTN_PASS_BACKWARD) {
@@ -207,7 +207,8 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
         plan->block_q = (int)block_of(o->block_q, rows, p->n_q, 1, rows);
         plan->block_kv = plan->chunk = (int)block_of(o->block_kv, HOST_DECODE_CHUNK, p->n_kv, 1, 4096);
     } else {
-        const host_ops *ops = plan->ops;
+        const host_ops *ops = plan->ops =
+            clattn__host_ops(p->dtype); /* here alone: it may be a processor's first try */
         const bool few = p->n_heads_q * div_up(p->n_q, ops->block_q) < HOST_TILES_FEW;
         plan->block_q = (int)block_of(o->block_q, few ? ops->panel_rows : ops->block_q, p->n_q, 1, ops->block_q);
         plan->block_kv = (int)block_of(o->block_kv, ops->block_kv, p->n_kv, 1, 4096);
@@ -608,15 +609,23 @@ static clattn_status choose(const problem *p, const device_profile *d, const cla
                         backward ? "backward" : "forward");
 }
 
+bool clattn__plan_in_place(const problem *p, const device_profile *d)
+{
+    bool fits = d->shares_host_memory;
+    for (tensor_name i = 0; i < TENSOR_COUNT; i++) fits = fits && p->tensor[i].bytes <= d->max_alloc_bytes;
+    return fits;
+}
+
 clattn_status clattn__plan_device(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
                                   device_choice *c, bool *is_last)
 {
     FORWARD(choose(p, d, o, nth, c, is_last));
     clattn__plan_cut(p, d, c);
     if (c->cut.n_shares) return CLATTN_STATUS_SUCCESS;
-    *is_last = !c->is_tuned; /* the shipped sizes may fit; a smaller tile would too, and give other bits */
     const share least = clattn__share_of(p, &c->cut, 0);
-    FORWARD(check_allocations(p, d, &least));
-    if (d->shares_host_memory) return CLATTN_STATUS_SUCCESS; /* a call that must copy finds out */
-    return clattn__plan_cut_refuse(&c->cut, d, CLATTN_STATUS_UNSUPPORTED);
+    const clattn_status status = check_allocations(p, d, &least);
+    if (status == CLATTN_STATUS_SUCCESS && d->shares_host_memory) return status; /* a call that must copy finds out */
+    /* The shipped sizes may fit, and a kernel without work space; a smaller tile would too, and give other bits. */
+    if (!c->is_tuned && !c->workspace_bytes) *is_last = true;
+    return status == CLATTN_STATUS_SUCCESS ? clattn__plan_cut_refuse(&c->cut, d, CLATTN_STATUS_UNSUPPORTED) : status;
 }

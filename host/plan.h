@@ -63,6 +63,9 @@ typedef struct device_choice {
     device_cut cut;                              /* of calls that copy their arrays */
 } device_choice;
 
+/* Whether calls with host pointers let the kernels work in the caller's memory, but for overlaps and gaps. */
+bool clattn__plan_in_place(const problem *p, const device_profile *device);
+
 /* The device's kernel for a clattn_kernel of AUTO. */
 clattn_kernel clattn__plan_device_kernel(const device_profile *device, clattn_pass pass);
 

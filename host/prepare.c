@@ -52,12 +52,14 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
             tried = true;
             clattn__error_save(&failure);
         }
-        const bool is_the_apps = status == CLATTN_STATUS_BUILD_FAILED && plan->choice.score_source;
+        /* With a table's sizes neither is the last word: the shipped ones come next. */
+        const bool is_over = (status == CLATTN_STATUS_BUILD_FAILED && plan->choice.score_source) ||
+                             status == CLATTN_STATUS_OUT_OF_HOST_MEMORY;
         if (is_last && tried) {
             clattn__error_restore(&failure);
             return failure.status;
         }
-        if (is_last || is_the_apps || status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
+        if (is_last || (is_over && !plan->choice.is_tuned)) return status;
         text_add(why, "refused: %.300s\n", last_sentence());
     }
     const int *axes = plan->choice.axes;
@@ -70,7 +72,7 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
     if (is_engines(&plan->choice, options)) text_add(why, "matrix engine: the products agree with attn_fwd's\n");
     if (plan->choice.axes[AXIS_MMA] == ENGINE_EMULATED) text_add(why, "matrix engine: emulated\n");
     const device_cut *cut = &plan->choice.cut;
-    if (cut->n_shares > 1 && !profile->shares_host_memory)
+    if (cut->n_shares > 1 && !clattn__plan_in_place(&plan->problem, profile))
         text_add(why,
                  "transfers: %" PRId64 " shares of at most %" PRId64 " batch entries, %" PRId64
                  " query heads and %" PRId64 " rows, in %d x %" PRId64 " bytes of buffers and %" PRId64
@@ -102,7 +104,7 @@ static clattn_status prepare_host(clattn_plan *plan, const clattn_plan_options *
                  plan->problem.gqa_group, h->chunk);
         return CLATTN_STATUS_SUCCESS;
     }
-    if (h->ops->products == CLATTN_DTYPE_BF16)
+    if (h->kernel == CLATTN_KERNEL_HOST_TILE && h->ops->products == CLATTN_DTYPE_BF16)
         text_add(why, "bf16 products: P is rounded to bf16, scores and sums are f32\n");
     if (h->chunk)
         text_add(why, "few query tiles: the keys are split into chunks of %d, whose partials are merged\n", h->chunk);
@@ -132,7 +134,7 @@ static int64_t host_rows(const clattn_plan *plan, const clattn_plan_options *opt
     device_profile profile = *clattn__device_profile(d);
     profile.tuning = table;
     least = clattn__tuning_host_rows(&profile);
-    text_add(why, "tuned: the host path takes up to %" PRId64 " queries and keys\n", least);
+    text_add(why, "tuning tables: the host path takes up to %" PRId64 " queries and keys\n", least);
     return least;
 }
 

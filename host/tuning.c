@@ -208,7 +208,7 @@ size_t clattn_tuning_file(char *path, size_t size)
 {
     const char *named = getenv("CLATTN_TUNING");
     char folder[1024];
-    text t = {path, size, 0};
+    text t = {path, path ? size : 0, 0};
     text_add(&t, "%s", "");
     if (named && *named && !clattn__has_more_rights()) {
         if (strcmp(named, "0") != 0) text_add(&t, "%s", named);
@@ -226,7 +226,11 @@ static char *read_file(const char *path, char *why, size_t why_size)
     char *table = NULL;
     const int file = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     *why = 0;
-    if (file < 0 && errno == ENOENT) return NULL;
+    if (file < 0 && errno == ENOENT) {
+        const char *named = getenv("CLATTN_TUNING");
+        if (named && *named) snprintf(why, why_size, "not there");
+        return NULL;
+    }
     if (file < 0 || fstat(file, &s) || !S_ISREG(s.st_mode))
         snprintf(why, why_size, "no file that can be read");
     else if (s.st_size > FILE_MOST)
@@ -235,10 +239,16 @@ static char *read_file(const char *path, char *why, size_t why_size)
         snprintf(why, why_size, "too much for the memory that is left");
     while (table && n != (size_t)s.st_size) {
         const ssize_t got = read(file, table + n, (size_t)s.st_size - n);
+        if (got < 0 && errno == EINTR) continue;
         if (got <= 0) break;
         n += (size_t)got;
     }
     if (file >= 0) close(file);
+    if (table && n != (size_t)s.st_size) {
+        snprintf(why, why_size, "not read to its end");
+        free(table);
+        table = NULL;
+    }
     return table;
 }
 
@@ -272,6 +282,7 @@ clattn_status clattn__tuning_open(clattn_context *c)
     } else {
         const size_t n = clattn_tuning_file(path, sizeof path);
         if (n && n < sizeof path) c->tuning = read_file(path, why, sizeof why);
+        if (n >= sizeof path) snprintf(why, sizeof why, "too long a path, of %zu bytes", n);
     }
     if (*why) clattn__log(c, LOG_PLAN, "tuning: %s is %s", path, why);
     if (c->tuning && *c->tuning && report(c, c->tuning, path)) return CLATTN_STATUS_SUCCESS;
@@ -289,6 +300,7 @@ clattn_status clattn_plan_get_tuning(const clattn_plan *plan, char *line, size_t
     text t = {own, sizeof own, 0};
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
     RETURN_IF(!line, INVALID_ARGUMENT, "line is NULL");
+    RETURN_IF(plan->pass == CLATTN_PASS_BACKWARD, UNSUPPORTED, "plan is backward's; tables speak of forward calls");
     FORWARD(clattn__context_device(plan->context, &d));
     const problem *p = &plan->problem;
     const device_choice *c = &plan->choice;

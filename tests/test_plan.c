@@ -483,6 +483,24 @@ START_TEST(cuts)
 }
 END_TEST
 
+/* Copies that do not fit are no reason to look no further where calls need none; elsewhere a smaller tile is none. */
+START_TEST(cut_that_does_not_fit)
+{
+    device_profile d = profile_of(&machines[0]);
+    const problem p = problem_of("f16 b1 hq8 hkv8 q8192 kv8192 d64");
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_FWD, 0, 0);
+    device_choice c;
+    d.copy_bytes_most = 1000;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert(is_last && !clattn__plan_in_place(&p, &d));
+    d.shares_host_memory = true;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+    ck_assert(!is_last && clattn__plan_in_place(&p, &d));
+    d.max_alloc_bytes = p.tensor[TENSOR_K].bytes - 1;
+    ck_assert(!clattn__plan_in_place(&p, &d));
+}
+END_TEST
+
 /* Where copies take time beside the kernels, what is large goes in shares though it fits, two at a time. */
 START_TEST(cut_to_overlap)
 {
@@ -617,10 +635,11 @@ START_TEST(host_plan_of)
     host_plan h;
     o.n_threads = k->n_threads;
     ck_assert_int_eq(clattn__plan_host(&p, &o, 6, &h), CLATTN_STATUS_SUCCESS);
-    ck_assert_int_eq(h.block_q, k->got_q ? k->got_q : h.ops->block_q);
-    ck_assert_int_eq(h.block_kv, k->got_kv > 0 ? k->got_kv : h.ops->block_kv < p.n_kv ? h.ops->block_kv : p.n_kv);
+    const host_ops *ops = clattn__host_ops(p.dtype);
+    ck_assert_int_eq(h.block_q, k->got_q ? k->got_q : ops->block_q);
+    ck_assert_int_eq(h.block_kv, k->got_kv > 0 ? k->got_kv : ops->block_kv < p.n_kv ? ops->block_kv : p.n_kv);
     ck_assert_int_eq(h.n_threads, k->got_threads);
-    ck_assert_ptr_eq(h.ops, clattn__host_ops(p.dtype));
+    ck_assert_ptr_eq(h.ops, h.kernel == CLATTN_KERNEL_HOST_TILE ? ops : NULL);
 }
 END_TEST
 
@@ -1247,6 +1266,7 @@ Suite *test_suite(void)
     tcase_add_test(t, largest_allocation);
     tcase_add_loop_test(t, cuts, 0, N_CUT_TEXTS);
     tcase_add_test(t, cut_to_overlap);
+    tcase_add_test(t, cut_that_does_not_fit);
     tcase_add_test(t, table_forced_blocks);
     tcase_add_test(t, table_refuses);
 

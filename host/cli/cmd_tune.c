@@ -30,10 +30,11 @@ enum {
     MOST_CANDIDATES = 12,
     MOST_ROUNDS = 99,
     LEAST_ROUNDS = 7,
-    TEXT_SIZE = 80,  /* of a default problem */
-    HOST_ROWS = 128, /* that AUTO has without a table */
-    HOST_LEAST = 16, /* rows that are measured, */
-    HOST_MOST = 2048 /* and most */
+    TABLE_MOST = 64 << 10, /* bytes of a table */
+    TEXT_SIZE = 80,        /* of a default problem */
+    HOST_ROWS = 128,       /* that AUTO has without a table */
+    HOST_LEAST = 16,       /* rows that are measured, */
+    HOST_MOST = 2048       /* and most */
 };
 static const double margin = 1.02;      /* times faster than what is shipped, or all stays as it is */
 static const double won_least = 0.75;   /* of the rounds besides: a machine that others use too has lucky medians */
@@ -304,7 +305,7 @@ static int race_host(tuner *t, int64_t rows, double end, double *ratio, char lin
     if (!code && rows) code = count_calls(&c);
     if (!code && rows) code = race(&c, both, 2, end);
     if (!code && clattn_plan_get_tuning(both[1]->plan, line, LINE_SIZE)) code = cli_fail_library(NULL, NULL);
-    *ratio = both[0]->median / both[1]->median;
+    *ratio = code ? 0 : both[0]->median / both[1]->median;
     contest_close(&c);
     return code;
 }
@@ -319,10 +320,11 @@ static int tune_host(tuner *t)
     int code = CLI_OK;
     for (; !code && !stopped && rows <= HOST_MOST && cli_now() < t->end; rows *= 2) {
         code = race_host(t, rows, cli_now() + share, &ratio, tried);
-        if (ratio < margin || stopped) break;
+        if (code || ratio < margin || stopped) break;
         memcpy(line, tried, sizeof line);
     }
     for (rows = HOST_ROWS; !code && !stopped && !*line; rows = rows > HOST_LEAST ? rows / 2 : 0) {
+        if (cli_now() > t->end) return CLI_OK;
         code = race_host(t, rows, cli_now() + share, &ratio, tried);
         if (!stopped && (!rows || ratio * margin >= 1)) memcpy(line, tried, sizeof line);
     }
@@ -335,34 +337,52 @@ static int tune_host(tuner *t)
 
 /* ---- the table */
 
-/* Lines of one kind that speak of the same. */
-static bool replaces(const char *line, const char *old)
+/* What the file holds, "" when it is not there; it must be a table. */
+static int table_read(const char *path, char old[TABLE_MOST + 2])
 {
-    const char *a = strchr(line, '|'), *b = strchr(old, '|');
-    return a && b && *line == *old && !strcmp(a, b);
+    FILE *file = fopen(path, "r");
+    *old = 0;
+    if (!file) return errno == ENOENT ? CLI_OK : cli_fail(CLI_FAILED, "%s: %s", path, strerror(errno));
+    const size_t n = fread(old, 1, TABLE_MOST + 1, file), line = strlen(first_line) - 1;
+    const bool failed = ferror(file);
+    fclose(file);
+    old[n] = 0;
+    if (failed) return cli_fail(CLI_FAILED, "%s: it cannot be read", path);
+    if (n > TABLE_MOST) return cli_fail(CLI_USAGE, "%s: it is beyond the %d bytes of a table", path, TABLE_MOST);
+    if (n && (strncmp(old, first_line, line) != 0 || old[line + strspn(old + line, " \t\r")] > '\n'))
+        return cli_fail(CLI_USAGE, "%s: it is there, and no tuning table", path);
+    return CLI_OK;
 }
 
-static bool write_table(const tuner *t, FILE *old, FILE *to)
+/* Lines of one kind that speak of the same; old has n bytes. */
+static bool replaces(const char *line, const char *old, size_t n)
 {
-    char line[LINE_SIZE];
-    if (!old || !fgets(line, sizeof line, old)) {
+    const char *a = strchr(line, '|'), *b = memchr(old, '|', n);
+    const size_t left = b ? n - (size_t)(b - old) : 0;
+    return a && b && *line == *old && strlen(a) == left && !memcmp(a, b, left);
+}
+
+static int write_table(const tuner *t, const char *old, FILE *to)
+{
+    if (!*old) {
         fputs(first_line, to);
         fputs("# tile BLOCK_Q BLOCK_KV (0: automatic) | kernel, type, head dim, band or full mask, rows, keys | for "
               "whom\n"
               "# host ROWS that AUTO leaves to the host path | for whom\n",
               to);
-    } else {
-        fputs(line, to);
     }
-    while (old && fgets(line, sizeof line, old)) {
+    while (*old) {
+        const size_t n = strcspn(old, "\n");
         bool stays = true;
-        char *end = strchr(line, '\n');
-        if (end) *end = 0;
-        for (int i = 0; i < t->n_lines; i++) stays = stays && !replaces(t->lines[i], line);
-        if (stays) fprintf(to, "%s%s", line, end || feof(old) ? "\n" : "");
+        for (int i = 0; i < t->n_lines; i++) stays = stays && !replaces(t->lines[i], old, n);
+        if (stays) fprintf(to, "%.*s\n", (int)n, old);
+        old += n + (old[n] == '\n');
     }
     for (int i = 0; i < t->n_lines; i++) fprintf(to, "%s\n", t->lines[i]);
-    return !ferror(to) && !(old && ferror(old));
+    if (ftell(to) > TABLE_MOST)
+        return cli_fail(CLI_FAILED, "the table would have %ld bytes, and may have %d: old lines must go", ftell(to),
+                        TABLE_MOST);
+    return CLI_OK;
 }
 
 /* Makes the folders that a path goes through; what cannot be made cannot be written. */
@@ -376,19 +396,16 @@ static void make_folders(char *path)
 }
 
 /* The file, which must be a table if it is there. */
-static int table_open(const options *o, char *path, size_t size, output *file)
+static int table_open(const options *o, char *path, size_t size, char *old, output *file)
 {
-    char line[sizeof first_line] = "";
     const size_t n = o->o ? (size_t)snprintf(path, size, "%s", o->o) : clattn_tuning_file(path, size);
-    if (!n || n >= size)
+    if (!n)
         return cli_fail(CLI_USAGE,
                         "there is no place for the table: CLATTN_TUNING is 0, or HOME is not set; give -o FILE");
+    if (n >= size) return cli_fail(CLI_USAGE, "the table's path has %zu bytes, and may have %zu", n, size - 1);
     if (!o->o) make_folders(path);
-    const int code = output_open(file, o->o ? "-o" : "the table", path);
-    FILE *old = code ? NULL : fopen(path, "r");
-    const bool is_other = old && fgets(line, sizeof line, old) && strcmp(line, first_line) != 0;
-    if (old) fclose(old);
-    return is_other ? cli_fail(CLI_USAGE, "%s: it is there, and no tuning table", path) : code;
+    const int code = table_read(path, old);
+    return code ? code : output_open(file, o->o ? "-o" : "the table", path);
 }
 
 /* ---- the command */
@@ -456,22 +473,26 @@ static int tune(const options *o, tuner *t)
 int cmd_tune(const options *o)
 {
     static tuner t;
+    static char old[TABLE_MOST + 2];
     output file = {.flag = NULL};
     char path[4096] = "";
     int code = CLI_OK;
     if (o->budget <= 0 || o->budget > 86400)
         return cli_fail(CLI_USAGE, "--budget %g: it must be above 0 and at most 86400 seconds", o->budget);
+    if (o->o && o->dry_run) return cli_fail(CLI_USAGE, "-o: --dry-run writes no file");
     for (int i = 0; !code && i < o->n_problems; i++) code = check_problem(o->problems[i]);
-    if (!code && !o->dry_run) code = table_open(o, path, sizeof path, &file);
+    if (!code && !o->dry_run) code = table_open(o, path, sizeof path, old, &file);
     watch_interrupt();
     if (!code) code = tune(o, &t);
     if (file.file && t.n_lines) { /* what was finished before a failure too */
-        FILE *old = fopen(path, "r");
-        int written = output_finish(&file, write_table(&t, old, file.file));
-        if (old) fclose(old);
+        int written = table_read(path, old);
+        if (!written) written = write_table(&t, old, file.file);
+        if (!written) written = output_finish(&file, !ferror(file.file));
         if (!written) written = output_commit(&file, 1);
         if (!written) printf("%d line%s in %s\n", t.n_lines, t.n_lines == 1 ? "" : "s", path);
         code = code ? code : written;
+    } else if (!code && !t.n_lines) {
+        printf("nothing was finished, and nothing written\n");
     }
     for (int i = 0; o->dry_run && i < t.n_lines; i++) printf("%s\n", t.lines[i]);
     output_close(&file, 1);

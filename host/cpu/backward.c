@@ -337,10 +337,11 @@ clattn_status clattn__host_backward(const host_plan *plan, const problem *p, hos
                            (u32)args->forward.dropout_seed, (u32)(args->forward.dropout_seed >> 32));
     c.dq_bytes =
         round_up(p->n_q, BACKWARD_BLOCK) * c.ops->pitch((int)p->head_dim_qk) * (int64_t)c.ops->real_size * p->gqa_group;
-    c.n_splits = clattn__plan_backward_splits(
-        p, BACKWARD_BLOCK,
-        round_up(p->n_q, BACKWARD_BLOCK) * round_up(p->head_dim_qk, 16) * (int64_t)c.ops->real_size * p->gqa_group,
-        &c.n_entries); /* of the widest vectors, so that all processors split alike */
+    c.n_splits =
+        clattn__plan_backward_splits(p, BACKWARD_BLOCK,
+                                     round_up(p->n_q, BACKWARD_BLOCK) * (round_up(p->head_dim_qk, 16) + 16) *
+                                         (int64_t)c.ops->real_size * p->gqa_group,
+                                     &c.n_entries); /* of the widest vectors, so that all processors split alike */
     c.n_items = p->batch * p->n_heads_kv * c.n_splits;
     if (!args->dq.host) c.dq_bytes = 0;
     const clattn_status status = allocate(&c);

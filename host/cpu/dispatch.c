@@ -82,7 +82,9 @@ static bool has_amx(void)
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) return false;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & AMX_BF16) || !(d & AMX_TILE)) return false;
     __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
-    return (a & XCR0_TILES) == XCR0_TILES;
+    if ((a & XCR0_TILES) != XCR0_TILES) return false;
+    /* palette 1: 8 tiles of 16 rows of 64 bytes */
+    return __get_cpuid_count(0x1d, 1, &a, &b, &c, &d) && b == (8u << 16 | 64u) && (c & 0xffff) == 16;
 }
 
 /* Of a rung that has not met many processors: Linux lets the process have the registers, all threads of it, and a trial

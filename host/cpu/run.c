@@ -201,7 +201,7 @@ static void partials_place(forward_job *job, char *at)
 clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host_threads *threads,
                                    const clattn_forward_args *args)
 {
-    _Alignas(64) char small_work[48 << 10];
+    _Alignas(64) char small_work[52 << 10];
     forward_job job = {.plan = plan, .p = p, .args = args};
     job.heads = plan->kernel == CLATTN_KERNEL_HOST_DECODE ? (int)p->gqa_group : 1;
     job.tiles = (int)((p->n_q + plan->block_q - 1) / plan->block_q);
