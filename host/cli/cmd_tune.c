@@ -404,8 +404,8 @@ static int table_open(const options *o, char *path, size_t size, char *old, outp
                         "there is no place for the table: CLATTN_TUNING is 0, or HOME is not set; give -o FILE");
     if (n >= size) return cli_fail(CLI_USAGE, "the table's path has %zu bytes, and may have %zu", n, size - 1);
     if (!o->o) make_folders(path);
-    const int code = table_read(path, old);
-    return code ? code : output_open(file, o->o ? "-o" : "the table", path);
+    const int code = output_open(file, o->o ? "-o" : "the table", path);
+    return code ? code : table_read(path, old);
 }
 
 /* ---- the command */
