@@ -144,8 +144,6 @@ clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options
     return CLATTN_PATH_AUTO;
 }
 
-static int64_t div_up(int64_t n, int64_t m) { return (n + m - 1) / m; }
-
 static clattn_status check_reach(const problem *p)
 {
     RETURN_IF(p->n_q >= ROWS_MAX || p->n_kv >= ROWS_MAX, UNSUPPORTED,

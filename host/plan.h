@@ -1,4 +1,5 @@
-/* How a problem will run: pure decisions from a problem, a device's profile and the caller's options. No OpenCL here. */
+/* How a problem will run: pure decisions from a problem, a device's profile and the caller's options. No OpenCL
+ * here. */
 #ifndef CLATTN_PLAN_H
 #define CLATTN_PLAN_H
 
@@ -72,8 +73,8 @@ clattn_kernel clattn__plan_device_kernel(const device_profile *device, clattn_pa
 /* An axis of a stage's kernel: the choice's, or what stands for any. */
 int clattn__plan_axis(const device_choice *choice, const device_stage *stage, axis a);
 
-/* Shares of the keys of each kv head, each with a dQ of its own: from one batch entry's problem and the tile alone, never from
- * the machine. *entries: that may have such dQs at a time, each of dq_bytes for one kv head's share. */
+/* Shares of the keys of each kv head, each with a dQ of its own: from one batch entry's problem and the tile alone,
+ * never from the machine. *entries: that may have such dQs at a time, each of dq_bytes for one kv head's share. */
 int clattn__plan_backward_splits(const problem *p, int64_t block_kv, int64_t dq_bytes, int64_t *entries);
 
 clattn_status clattn__plan_check_options(const clattn_plan_options *options);
@@ -84,14 +85,16 @@ static inline bool problem_is_scored(const problem *p)
     return p->softcap > 0 || p->alibi || p->bias_dtype || p->score_function.host || p->score_function.source;
 }
 
-/* HOST, DEVICE, or AUTO: "device if there is one that can". AUTO takes the host for up to host_rows queries and keys. */
+/* HOST, DEVICE, or AUTO: "device if there is one that can". AUTO takes the host for up to host_rows queries and
+ * keys. */
 clattn_path clattn__plan_wanted_path(const problem *p, const clattn_plan_options *options, int64_t host_rows,
                                      text *why);
 
 /* UNSUPPORTED and a sentence when p is beyond the host path's reach. */
 clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *options, int n_threads, host_plan *plan);
 
-/* The `nth` variant to try, best first; UNSUPPORTED and a sentence when it does not suit. *is_last: none comes after. */
+/* The `nth` variant to try, best first; UNSUPPORTED and a sentence when it does not suit. *is_last: none comes
+ * after. */
 clattn_status clattn__plan_device(const problem *p, const device_profile *device, const clattn_plan_options *options,
                                   int nth, device_choice *choice, bool *is_last);
 

@@ -19,8 +19,8 @@ static bool is_engines(const device_choice *c, const clattn_plan_options *option
     return c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && options->kernel == CLATTN_KERNEL_AUTO;
 }
 
-/* Tries the device's variants, best first, until one builds, fits and runs. When none does, the answer is what became of the
- * last that was tried, or why none could be. */
+/* Tries the device's variants, best first, until one builds, fits and runs. When none does, the answer is what
+ * became of the last that was tried, or why none could be. */
 static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options *options, text *why)
 {
     struct device *d;
@@ -119,7 +119,8 @@ static void report_blocks(const clattn_plan_options *o, int64_t block_q, int64_t
         text_add(why, "block_kv %" PRId64 " was asked for and became %" PRId64 "\n", o->block_kv, block_kv);
 }
 
-/* Up to how many rows AUTO takes the host. The device is opened only where tables leave it open; they speak of forward calls. */
+/* Up to how many rows AUTO takes the host. The device is opened only where tables leave it open; they speak of
+ * forward calls. */
 static int64_t host_rows(const clattn_plan *plan, const clattn_plan_options *options, text *why)
 {
     const problem *p = &plan->problem;

@@ -40,6 +40,8 @@ typedef struct tensor_shape {
     int64_t gapless; /* 1: each of those bytes belongs to an element; dimensions of stride 0 do not count */
 } tensor_shape;
 
+static inline int64_t div_up(int64_t n, int64_t m) { return (n + m - 1) / m; }
+
 static inline int64_t tensor_at(const tensor_shape *t, int64_t a, int64_t b, int64_t c)
 {
     return a * t->stride[0] + b * t->stride[1] + c * t->stride[2];

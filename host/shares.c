@@ -10,7 +10,6 @@ enum {
     SHARES_BEST = 8         /* nor are larger calls cut into many more than this */
 };
 
-static int64_t div_up(int64_t n, int64_t m) { return (n + m - 1) / m; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static int64_t add(int64_t a, int64_t b)

@@ -144,7 +144,8 @@ static int rank_of(const entry *e, const device_profile *d)
 static int64_t head_dim_of(const problem *p) { return p->head_dim_qk > p->head_dim_v ? p->head_dim_qk : p->head_dim_v; }
 static bool has_band(const problem *p) { return p->window_left >= 0 || p->window_right >= 0; }
 
-/* What was measured on n serves from half as many on, with fewer there may be too few tiles, up to four times as many. */
+/* What was measured on n serves from half as many on, with fewer there may be too few tiles, up to four times as
+ * many. */
 static bool is_near(int64_t n, int64_t rows) { return n / 2 <= rows && rows / 4 <= n; }
 
 static bool serves(const entry *e, const problem *p)
@@ -153,8 +154,8 @@ static bool serves(const entry *e, const problem *p)
            is_near(e->n_q, p->n_q) && is_near(e->n_kv, p->n_kv);
 }
 
-/* Of the lines that are for d and p those of the highest rank, of those the one measured on most rows, of those the last. p NULL:
- * host rows. *best: its names are gone. */
+/* Of the lines that are for d and p those of the highest rank, of those the one measured on most rows, of those the
+ * last. p NULL: host rows. *best: its names are gone. */
 static bool find(const char *table, const device_profile *d, const problem *p, clattn_kernel kernel, entry *best)
 {
     char line[LINE_SIZE];

@@ -1,5 +1,5 @@
-/* Tuning tables: the block sizes that a device's kernels take, and up to how many rows AUTO takes the host. A table is text, a line
- * an entry (docs/tuning.md): the user's, then the one that clattn ships. Finding is pure. */
+/* Tuning tables: the block sizes that a device's kernels take, and up to how many rows AUTO takes the host. A table
+ * is text, a line an entry (docs/tuning.md): the user's, then the one that clattn ships. Finding is pure. */
 #ifndef CLATTN_TUNING_H
 #define CLATTN_TUNING_H
 
@@ -7,8 +7,8 @@
 
 struct clattn_context;
 
-/* The user's table, for a new context: options.tuning, else the file's. What cannot be read, and lines that are no entries, are
- * left out and in the log. */
+/* The user's table, for a new context: options.tuning, else the file's. What cannot be read, and lines that are no
+ * entries, are left out and in the log. */
 clattn_status clattn__tuning_open(struct clattn_context *context);
 
 /* Block sizes for p on d, 0: automatic; false: both are. */

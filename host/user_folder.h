@@ -5,8 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* CLATTN_CACHE_DIR, else XDG_CACHE_HOME/clattn, else HOME/.cache/clattn; absolute, or as CLATTN_CACHE_DIR has it. NULL; or why
- * there is none, and folder is "". */
+/* CLATTN_CACHE_DIR, else XDG_CACHE_HOME/clattn, else HOME/.cache/clattn; absolute, or as CLATTN_CACHE_DIR has it.
+ * NULL; or why there is none, and folder is "". */
 const char *clattn__user_folder(char *folder, size_t size);
 
 /* The program runs with more rights than its user, whose environment names no files then. */

@@ -206,7 +206,8 @@ START_TEST(variants_end)
 }
 END_TEST
 
-/* AUTO takes the engine where a device has one, for f16 and bf16 and the head dims that it takes, and attn_fwd after it. */
+/* AUTO takes the engine where a device has one, for f16 and bf16 and the head dims that it takes, and attn_fwd after
+ * it. */
 START_TEST(engine_automatic)
 {
     static const struct {
@@ -955,7 +956,8 @@ START_TEST(backward_choice)
 }
 END_TEST
 
-/* Shares of the keys: of one batch entry's problem, whatever the batch; partials of no more entries than there is room for. */
+/* Shares of the keys: of one batch entry's problem, whatever the batch; partials of no more entries than there is
+ * room for. */
 START_TEST(backward_splits)
 {
     const device_profile d = profile_of(&machines[5]);
@@ -979,7 +981,8 @@ START_TEST(backward_splits)
 }
 END_TEST
 
-/* What cl/config.clh and cl/tile_backward.clh demand and say of local memory; written from there, not from the table. */
+/* What cl/config.clh and cl/tile_backward.clh demand and say of local memory; written from there, not from the
+ * table. */
 static void expect_attn_bwd(const clattn__tile *t, int64_t qk, int64_t v, const char *what)
 {
     const int64_t wide = qk > v ? qk : v, tile_m = t->block_q / (t->wg_size / t->wg_cols);
@@ -1141,7 +1144,8 @@ START_TEST(tuning_lines)
 }
 END_TEST
 
-/* A table cut at any place, with any byte changed, and one of a line without end: some sizes that are legal, or none. */
+/* A table cut at any place, with any byte changed, and one of a line without end: some sizes that are legal, or
+ * none. */
 START_TEST(tuning_mangled)
 {
     const char *good =

@@ -258,7 +258,8 @@ START_TEST(limit_too_small)
 }
 END_TEST
 
-/* In the caller's memory nothing is copied, whatever the limit; only gaps in an output force copies, and those a cut. */
+/* In the caller's memory nothing is copied, whatever the limit; only gaps in an output force copies, and those a
+ * cut. */
 START_TEST(in_place)
 {
     const test_way *way = &test_ways[1];

@@ -20,9 +20,9 @@ typedef struct launch_buffers {
 void clattn__launch_numbers(launch_buffers *b, const device_plan *plan, const problem *p,
                             const clattn_forward_args *args);
 
-/* Enqueues what the buffers want of the plan's kernels on queue, one after the other, after wait_list; event as OpenCL
- * has it. p's strides are the buffers'. part: which share alone; its tensors' places are those that element [0, 0, 0, 0]
- * would have. */
+/* Enqueues what the buffers want of the plan's kernels on queue, one after the other, after wait_list; event as
+ * OpenCL has it. p's strides are the buffers'. part: which share alone; its tensors' places are those that element
+ * [0, 0, 0, 0] would have. */
 clattn_status clattn__launch(struct device_plan *plan, const problem *p, cl_command_queue queue,
                              const launch_buffers *buffers, const share *part, cl_uint n_wait,
                              const cl_event *wait_list, cl_event *event);

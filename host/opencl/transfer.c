@@ -81,8 +81,8 @@ static clattn_status stretches_share(const device_plan *plan, stretch s[OPERANDS
     return CLATTN_STATUS_SUCCESS;
 }
 
-/* The driver's word that what it wrote is in the caller's memory, enqueued behind the kernel. *done: for the last of them;
- * what it held before is released. */
+/* The driver's word that what it wrote is in the caller's memory, enqueued behind the kernel. *done: for the last of
+ * them; what it held before is released. */
 static clattn_status enqueue_map_back(const device_plan *plan, const stretch *s, cl_event *done)
 {
     cl_int code;
