@@ -15,7 +15,8 @@ int main(int argc, char **argv)
                                 .local_bytes = 48 << 10,
                                 .max_alloc_bytes = INT64_C(1) << 33,
                                 .max_work_group_size = 1024,
-                                .engine = ENGINE_NVIDIA};
+                                .engine = ENGINE_MMA_SYNC,
+                                .engine_local_bytes = 163 << 10};
     clattn_plan_options options;
     clattn_problem given;
     problem p;

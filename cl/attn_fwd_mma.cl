@@ -1,14 +1,13 @@
 /* Tiled attention, forward, for matrix engines: Q, P and O stay in registers as the engine's fragments, K and V are staged in
  * local memory as they are stored, in 16 bits. Scores, row state and sums are f32; P is rounded to the storage type.
  *
- *   load Q; m = -inf, l = 0, O = 0; read K
+ *   copy Q and the first block of K and V; m = -inf, l = 0, O = 0
  *   for each kv block that the tile's rows see:
- *       stage K; read V
- *       S = Q K^T * scale
- *       S = score(S)                  softcap, ALiBi, bias, the app's function, where the problem has them
+ *       wait for its K and V; start to copy the next block's
+ *       S = Q K^T
+ *       S = score(S * scale)          softcap, ALiBi, bias, the app's function, where the problem has them
  *       S = -inf where hidden         only in blocks that the band or the boolean mask cuts
- *       P, r = row state, updated     m' = max(m, S), P = exp2(S - m'), r = exp2(m - m'), l = l r + sum of P
- *       stage V; read the next K
+ *       P, r = row state, updated     m' = max(m, S), P = exp2(S - m'), r = exp2(m - m'), l' = l r + sum of P
  *       O = O r + P V                 in cut blocks without V's NaN and infinities, which only the rows that see them get
  *   O = O / l,  LSE = m + ln l
  *
@@ -25,7 +24,7 @@
  *                     two fragments of S   |     V      |
  *                     are one of P         +------------+
  *
- * "Read" is from global memory to registers, where it is on its way during a product. A trial launch has n_q = 0 and one
+ * Of the two stages in local memory one is worked on while the other is filled. A trial launch has n_q = 0 and one
  * work-group; it touches no global memory. */
 #include "forward.clh"
 #include "tile_mma.clh"
@@ -35,13 +34,13 @@
 
 WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
 {
-    /* Q [BLOCK_Q, K_PITCH], then K [BLOCK_KV, K_PITCH] and V [BLOCK_KV, V_PITCH] */
-    __local uint4 stage4[STAGE_SIZE / 8] __attribute__((aligned(16)));
+    /* each stage: K [BLOCK_KV, 16 QK_STEPS], V [BLOCK_KV, 16 V_STEPS]; at first Q [BLOCK_Q, 16 QK_STEPS] in the second */
+    __local ushort stages[2 * STAGE_SIZE] __attribute__((aligned(TILE_ALIGN)));
     __local real4 exchange[EXCHANGE_SIZE4]; /* the engine's own */
-    __local int mask_found, v_is_special;
-    __local ushort *stage = (__local ushort *)stage4;
+    __local int mask_found, v_is_special[2];
     const uint lid = get_local_id(0);
     const int row = tile_row(lid), col = tile_col(lid);
+    const real factor = SCORED || !(scale > 0) ? 1 : scale; /* what is left for row_state_update to scale by */
 
     const attn_place at = attn_place_of(args.first_group + (i64)get_group_id(0), max_int(args.n_tiles, 1),
                                         max_int(args.n_heads_q, 1), max_int(args.gqa_group, 1));
@@ -59,51 +58,47 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
     const i64 lse_at =
         args.lse_at + at.batch * args.lse_batch + at.head * args.lse_head + entry.q_row_first * args.lse_row;
 
-    uint4 part[PART_SIZE];       /* what this work-item carries of K or V to local memory */
-    uint4 q_part[QK_STEPS];      /* its part of Q [BLOCK_Q, 16 QK_STEPS] */
+    uint4 q_part[QK_STEPS];      /* this work-item's part of Q [BLOCK_Q, 16 QK_STEPS] */
     real acc[TILE_M][O_COLUMNS]; /* its part of O [BLOCK_Q, 16 V_STEPS] */
     row_state state;
-    q_stage(stage, q, args.q_row, row_first, n_q, lid);
-    if (lid == 0) v_is_special = 0;
+    tile_copy(stages + STAGE_SIZE, BLOCK_Q, QK_STEPS, q + row_first * args.q_row, args.q_row, n_q - row_first,
+              HEAD_DIM_QK, lid);
+    kv_copy(stages, k, args.k_row, v, args.v_row, j_first, j_end, lid);
+    if (lid < 2) v_is_special[lid] = 0;
+    copy_wait();
     barrier(CLK_LOCAL_MEM_FENCE);
-    q_fragments(q_part, exchange, stage, lid);
-    barrier(CLK_LOCAL_MEM_FENCE);
+    q_fragments(q_part, exchange, stages + STAGE_SIZE, lid);
     row_state_init(&state, sink_of(&args, at, sinks), col);
     tile_zero_o(acc);
 
-    k_read(part, k, args.k_row, j_first, j_end, lid);
-    for (int j0 = j_first; j0 < j_end; j0 += BLOCK_KV) {
+    int turn = 0;
+    for (int j0 = j_first; j0 < j_end; j0 += BLOCK_KV, turn ^= 1) {
+        __local ushort *stage = stages + turn * STAGE_SIZE;
+        const int band_cuts = mask_cuts(band, row_first, row_last, j0, j0 + BLOCK_KV);
+        copy_wait();
+        if (MASK || band_cuts) tile_clean(stage + V_AT, BLOCK_KV, V_STEPS, &v_is_special[turn], lid);
+        barrier(CLK_LOCAL_MEM_FENCE);
+        kv_copy(stages + (turn ^ 1) * STAGE_SIZE, k, args.k_row, v, args.v_row, j0 + BLOCK_KV, j_end, lid);
+
         const int found = tile_mask_classify(&mask_found, &src, row_first, n_q, j0, j_end, row, col, lid);
-        if (!(found & MASK_SOME)) {
-            k_read(part, k, args.k_row, j0 + BLOCK_KV, j_end, lid);
-            continue;
-        }
-        const int cut = mask_cuts(band, row_first, row_last, j0, j0 + BLOCK_KV) || (found & MASK_HIDDEN);
+        if (!(found & MASK_SOME)) continue;
+        const int cut = band_cuts || (found & MASK_HIDDEN);
         real s[TILE_M][TILE_N]; /* this work-item's part of S, then P [BLOCK_Q, BLOCK_KV] */
         uint4 p[KV_STEPS];      /* P in the storage type */
         real rescale[TILE_M];
 
-        k_stage(stage, part, k, args.k_row, j0, j_end, lid);
-        v_read(part, v, args.v_row, j0, j_end, lid);
-        barrier(CLK_LOCAL_MEM_FENCE);
-        tile_matmul_nt(s, q_part, exchange, stage + K_AT, lid);
-        tile_scale(s, scale);
+        tile_matmul_nt(s, q_part, exchange, stage, lid);
+        if (factor == 1) tile_scale(s, scale);
         tile_score(s, &src, row_first, n_q, j0, j_end, row, col);
 
         if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, -INFINITY, row, col);
-        row_state_update(&state, s, rescale, exchange + ROW_PART_AT, row, col);
+        row_state_update(&state, s, factor, rescale, exchange + ROW_PART_AT, row, col);
         tile_dropout(s, &args, at, 1, row_first, j0, row, col);
         p_fragments(p, exchange, s, lid);
 
-        v_stage(stage, part, v, args.v_row, j0, j_end, cut, &v_is_special, lid);
-        barrier(CLK_LOCAL_MEM_FENCE);
-        if (!cut) k_read(part, k, args.k_row, j0 + BLOCK_KV, j_end, lid);
         tile_matmul_nn(acc, rescale, p, exchange, stage + V_AT, lid);
-        if (cut) {
-            if (v_is_special)
-                tile_add_special(acc, stage + K_AT, p, v, args.v_row, band, &src, row_first, n_q, j0, j_end, row, col);
-            k_read(part, k, args.k_row, j0 + BLOCK_KV, j_end, lid); /* late, for want of registers */
-        }
+        if (cut && v_is_special[turn])
+            tile_add_special(acc, stage, p, v, args.v_row, band, &src, row_first, n_q, j0, j_end, row, col);
     }
 
     row_state_finish(&state, exchange + ROW_PART_AT, row, col);

@@ -14,7 +14,7 @@ enum { CACHED_PLANS = 8 };
 
 typedef enum log_kind { LOG_PLAN, LOG_BUILD, LOG_RUN, LOG_KINDS } log_kind;
 
-/* What became of a matrix engine's trial, for one type. */
+/* What became of a matrix engine's trial in one type. */
 typedef struct engine_trial {
     bool is_over;
     char refused[512]; /* "": it passed */
@@ -33,7 +33,7 @@ struct clattn_context {
     bool device_tried;
     char device_why[256];              /* why there is none */
     clattn_plan *cached[CACHED_PLANS]; /* of clattn_attention, latest first; they hold no reference to the context */
-    engine_trial engine_trials[2];     /* f16, bf16 */
+    engine_trial engine_trials[ENGINE_COUNT][2]; /* f16, bf16 */
 };
 
 struct clattn_plan {

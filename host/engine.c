@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <clattn/clattn.h>
@@ -10,8 +11,8 @@
 #include "error.h"
 #include "half.h"
 
-/* A GQA group of two, two query tiles and more, a cut kv block, columns that fill no step. */
-enum { HEADS = 2, N_Q = 70, N_KV = 93, DIM = 40, O_SIZE = HEADS * N_Q * DIM, LSE_SIZE = HEADS * N_Q };
+/* A GQA group of two, two query tiles, kv blocks that the mask cuts and others, columns that fill no step. */
+enum { HEADS = 2, N_Q = 134, N_KV = 397, DIM = 72, O_SIZE = HEADS * N_Q * DIM, LSE_SIZE = HEADS * N_Q };
 
 typedef struct trial {
     uint16_t q[HEADS * N_Q * DIM], k[N_KV * DIM], v[N_KV * DIM], o[O_SIZE];
@@ -28,7 +29,15 @@ static void fill(uint16_t *to, int n, uint32_t seed, clattn_dtype dtype)
     }
 }
 
-static clattn_status run(clattn_context *context, device *d, clattn_dtype dtype, clattn_kernel kernel, trial *t)
+const char *const clattn__engine_names[ENGINE_COUNT] = {"none", "emulated", "mma_sync", "wgmma"};
+
+matrix_engine clattn__engine_below(matrix_engine engine)
+{
+    return engine == ENGINE_WGMMA ? ENGINE_MMA_SYNC : ENGINE_NONE;
+}
+
+static clattn_status run(clattn_context *context, device *d, matrix_engine engine, clattn_dtype dtype,
+                         clattn_kernel kernel, trial *t)
 {
     clattn_problem given;
     clattn_plan_options options;
@@ -43,7 +52,9 @@ static clattn_status run(clattn_context *context, device *d, clattn_dtype dtype,
     clattn_plan_options_init(&options);
     options.kernel = kernel;
     FORWARD(clattn__problem_make(&given, &p));
-    FORWARD(clattn__plan_device(&p, clattn__device_profile(d), &options, 0, &choice, &is_last));
+    device_profile profile = *clattn__device_profile(d);
+    profile.engine = engine;
+    FORWARD(clattn__plan_device(&p, &profile, &options, 0, &choice, &is_last));
     FORWARD(clattn__device_plan_create(d, context, &p, &choice, &plan));
     fill(t->q, HEADS * N_Q * DIM, 1, dtype);
     fill(t->k, N_KV * DIM, 2, dtype);
@@ -59,34 +70,39 @@ static clattn_status run(clattn_context *context, device *d, clattn_dtype dtype,
     return status;
 }
 
-static clattn_status check(clattn_context *context, device *d, clattn_dtype dtype)
+static clattn_status check(clattn_context *context, device *d, matrix_engine engine, clattn_dtype dtype, trial *a,
+                           trial *b)
 {
-    trial a, b;
     const float o_most = dtype == CLATTN_DTYPE_F16 ? 0x1p-8F : 0x1p-5F, lse_most = 1e-4F; /* |O| is at most 2 */
-    FORWARD(run(context, d, dtype, CLATTN_KERNEL_ATTN_FWD, &a));
-    FORWARD(run(context, d, dtype, CLATTN_KERNEL_ATTN_FWD_MMA, &b));
+    FORWARD(run(context, d, engine, dtype, CLATTN_KERNEL_ATTN_FWD, a));
+    FORWARD(run(context, d, engine, dtype, CLATTN_KERNEL_ATTN_FWD_MMA, b));
     for (int i = 0; i < O_SIZE; i++) {
-        const float x = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(a.o[i]) : f32_of_bf16(a.o[i]);
-        const float y = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(b.o[i]) : f32_of_bf16(b.o[i]);
+        const float x = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(a->o[i]) : f32_of_bf16(a->o[i]);
+        const float y = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(b->o[i]) : f32_of_bf16(b->o[i]);
         RETURN_IF(!(fabsf(x - y) <= o_most), UNSUPPORTED,
-                  "attn_fwd_mma is left aside on %s: in %s it gives O %g where attn_fwd gives %g",
-                  clattn__device_profile(d)->name, clattn_dtype_name(dtype), (double)y, (double)x);
+                  "attn_fwd_mma by %s is left aside on %s: in %s it gives O %g where attn_fwd gives %g",
+                  clattn__engine_names[engine], clattn__device_profile(d)->name, clattn_dtype_name(dtype), (double)y,
+                  (double)x);
     }
     for (int i = 0; i < LSE_SIZE; i++)
-        RETURN_IF(!(fabsf(a.lse[i] - b.lse[i]) <= lse_most), UNSUPPORTED,
-                  "attn_fwd_mma is left aside on %s: in %s it gives LSE %g where attn_fwd gives %g",
-                  clattn__device_profile(d)->name, clattn_dtype_name(dtype), (double)b.lse[i], (double)a.lse[i]);
+        RETURN_IF(!(fabsf(a->lse[i] - b->lse[i]) <= lse_most), UNSUPPORTED,
+                  "attn_fwd_mma by %s is left aside on %s: in %s it gives LSE %g where attn_fwd gives %g",
+                  clattn__engine_names[engine], clattn__device_profile(d)->name, clattn_dtype_name(dtype),
+                  (double)b->lse[i], (double)a->lse[i]);
     return CLATTN_STATUS_SUCCESS;
 }
 
-clattn_status clattn__engine_check(clattn_context *context, device *d, clattn_dtype dtype)
+clattn_status clattn__engine_check(clattn_context *context, device *d, matrix_engine engine, clattn_dtype dtype)
 {
-    engine_trial *kept = &context->engine_trials[dtype == CLATTN_DTYPE_BF16], seen;
+    engine_trial *kept = &context->engine_trials[engine][dtype == CLATTN_DTYPE_BF16], seen;
     pthread_mutex_lock(&context->lock);
     seen = *kept;
     pthread_mutex_unlock(&context->lock);
     if (!seen.is_over) { /* without the lock, for it logs; two threads may try at once */
-        const clattn_status status = check(context, d, dtype);
+        trial *t = malloc(2 * sizeof *t);
+        RETURN_IF(!t, OUT_OF_HOST_MEMORY, "no room for %zu bytes of a matrix engine's trial", 2 * sizeof *t);
+        const clattn_status status = check(context, d, engine, dtype, t, t + 1);
+        free(t);
         if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY || status == CLATTN_STATUS_OUT_OF_DEVICE_MEMORY) return status;
         seen.is_over = true;
         if (status != CLATTN_STATUS_SUCCESS)

@@ -9,18 +9,17 @@
 #include "problem.h"
 #include "shares.h"
 #include "text.h"
-
-/* What multiplies attn_fwd_mma's tiles; the axis MMA. */
-typedef enum matrix_engine { ENGINE_NONE, ENGINE_EMULATED, ENGINE_NVIDIA } matrix_engine;
+#include "tile_table.h"
 
 /* What a device can do, as far as plans care. */
 typedef struct device_profile {
     char name[128], driver[128], vendor[128];
     bool is_cpu, has_fp64, shares_host_memory; /* the last: calls with host pointers need no copies */
     int64_t local_bytes, max_alloc_bytes, max_work_group_size;
-    int64_t copy_bytes_most; /* of a call's copies and work space at a time; 0: any */
-    matrix_engine engine;    /* that AUTO may take */
-    const char *tuning;      /* the user's table, NULL: none */
+    int64_t copy_bytes_most;    /* of a call's copies and work space at a time; 0: any */
+    matrix_engine engine;       /* that AUTO may take */
+    int64_t engine_local_bytes; /* local memory that a kernel of the engine may have; some drivers report less */
+    const char *tuning;         /* the user's table, NULL: none */
 } device_profile;
 
 typedef enum axis {

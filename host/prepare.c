@@ -37,11 +37,11 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
     for (int nth = 0;; nth++) {
         clattn_status status = clattn__plan_device(&plan->problem, profile, options, nth, &plan->choice, &is_last);
         if (status == CLATTN_STATUS_SUCCESS && is_engines(&plan->choice, options)) {
-            status = clattn__engine_check(plan->context, d, plan->problem.dtype);
+            status = clattn__engine_check(plan->context, d, usable.engine, plan->problem.dtype);
             if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
             if (status != CLATTN_STATUS_SUCCESS) {
                 text_add(why, "refused: %.500s\n", last_sentence());
-                usable.engine = ENGINE_NONE;
+                usable.engine = clattn__engine_below(usable.engine);
                 nth = -1;
                 continue;
             }
@@ -69,8 +69,9 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
              clattn_kernel_name(plan->choice.kernel), profile->name, axes[AXIS_BLOCK_Q], axes[AXIS_BLOCK_KV],
              plan->choice.work_group_size, plan->choice.local_bytes);
     if (plan->choice.is_tuned) text_add(why, "tuned: block_q and block_kv are the tuning table's\n");
-    if (is_engines(&plan->choice, options)) text_add(why, "matrix engine: the products agree with attn_fwd's\n");
-    if (plan->choice.axes[AXIS_MMA] == ENGINE_EMULATED) text_add(why, "matrix engine: emulated\n");
+    if (axes[AXIS_MMA])
+        text_add(why, "matrix engine: %s%s\n", clattn__engine_names[axes[AXIS_MMA]],
+                 is_engines(&plan->choice, options) ? "; its products agree with attn_fwd's" : "");
     const device_cut *cut = &plan->choice.cut;
     if (cut->n_shares > 1 && !clattn__plan_in_place(&plan->problem, profile))
         text_add(why,

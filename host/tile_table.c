@@ -110,9 +110,9 @@ static int class_of(const clattn__tile *table, int n, int64_t head_dim, int real
     return least;
 }
 
-static int64_t legal_block(int64_t block)
+static int64_t legal_block(int64_t block, int64_t step)
 {
-    return block <= 0 ? 0 : block >= BLOCK_MOST ? BLOCK_MOST : round_up(block, BLOCK_STEP);
+    return block <= 0 ? 0 : block >= BLOCK_MOST ? BLOCK_MOST : round_up(block, step);
 }
 
 const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, int real_size, int64_t local_bytes,
@@ -122,7 +122,7 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
     if (head_dim_qk < 1 || head_dim_v < 1 || head_dim > (1 << 20)) /* past that no local memory holds a row of V */
         return NULL;
     const int first_class = class_of(tiles, N_TILES, head_dim, real_size);
-    int64_t bq = legal_block(block_q), bkv = legal_block(block_kv);
+    int64_t bq = legal_block(block_q, BLOCK_STEP), bkv = legal_block(block_kv, BLOCK_STEP);
     for (;;) {
         for (int i = 0; i < N_TILES; i++) {
             clattn__tile t = tiles[i];
@@ -143,25 +143,33 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
 
 /* ---- attn_fwd_mma: 32 work-items for each 16 rows */
 
-int64_t clattn__tile_mma_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v, bool emulated)
+/* cl/tile_mma*.clh: a tile of so many rows, in elements. */
+static int64_t mma_tile_size(int64_t rows, int64_t head_dim, matrix_engine engine)
 {
-    const int64_t qk_steps = (head_dim_qk + 15) / 16, v_steps = (head_dim_v + 15) / 16;
-    const int64_t k_pitch = 16 * qk_steps + 8, v_pitch = 16 * v_steps + 8;
-    const int64_t v_at = t->block_kv * max_of(k_pitch, t->block_q);
-    const int64_t stage = max_of(t->block_q * k_pitch, v_at + t->block_kv * v_pitch);
-    const int64_t exchange = emulated ? (qk_steps + t->block_kv / 16) * t->wg_size + t->block_q : 1;
-    return 2 * stage + 16 * exchange + 2 * (int64_t)sizeof(int32_t);
+    return engine == ENGINE_WGMMA ? rows * round_up(head_dim, 64) : rows * (round_up(head_dim, 16) + 8);
 }
 
-const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_v, bool emulated, int64_t local_bytes,
-                                          int64_t max_wg, int64_t block_q, int64_t block_kv, int skip,
-                                          clattn__tile *out)
+int64_t clattn__tile_mma_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v,
+                                     matrix_engine engine)
 {
-    static const int blocks[][2] = {{64, 64}, {64, 32}, {32, 32}, {16, 16}};
-    const int64_t head_dim = max_of(head_dim_qk, head_dim_v), bq = legal_block(block_q), bkv = legal_block(block_kv);
+    const int64_t kv = mma_tile_size(t->block_kv, head_dim_qk, engine) + mma_tile_size(t->block_kv, head_dim_v, engine);
+    const int64_t q = mma_tile_size(t->block_q, head_dim_qk, engine), p = (int64_t)t->block_q * t->block_kv;
+    const int64_t shared = (round_up(head_dim_qk, 16) + t->block_kv) / 16 * t->wg_size + t->block_q;
+    return 4 * max_of(kv, max_of(q, p)) + 16 * (engine == ENGINE_EMULATED ? shared : 1) + 3 * (int64_t)sizeof(int32_t);
+}
+
+const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_v, matrix_engine engine,
+                                          int64_t local_bytes, int64_t max_wg, int64_t block_q, int64_t block_kv,
+                                          int skip, clattn__tile *out)
+{
+    static const int by_warp[][2] = {{64, 64}, {64, 32}, {32, 32}, {16, 16}, {0}};
+    static const int by_warpgroup[][2] = {{128, 128}, {128, 64}, {64, 64}, {0}};
+    const int(*blocks)[2] = engine == ENGINE_WGMMA ? by_warpgroup : by_warp;
+    const int64_t step = engine == ENGINE_WGMMA ? 64 : BLOCK_STEP, head_dim = max_of(head_dim_qk, head_dim_v);
+    const int64_t bq = legal_block(block_q, step), bkv = legal_block(block_kv, step);
     if (head_dim_qk < 1 || head_dim_v < 1 || head_dim > MMA_HEAD_DIM_MAX) return NULL;
     int seen_q = 0, seen_kv = 0;
-    for (int i = 0; i < (int)(sizeof blocks / sizeof *blocks); i++) {
+    for (int i = 0; blocks[i][0]; i++) {
         clattn__tile t = {.head_dim_max = MMA_HEAD_DIM_MAX,
                           .real_size = 4,
                           .block_q = blocks[i][0],
@@ -173,7 +181,7 @@ const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_
         if (t.block_q == seen_q && t.block_kv == seen_kv) continue;
         seen_q = t.block_q;
         seen_kv = t.block_kv;
-        if (t.wg_size > max_wg || clattn__tile_mma_local_bytes(&t, head_dim_qk, head_dim_v, emulated) > local_bytes)
+        if (t.wg_size > max_wg || clattn__tile_mma_local_bytes(&t, head_dim_qk, head_dim_v, engine) > local_bytes)
             continue;
         if (skip-- > 0) continue;
         *out = t;

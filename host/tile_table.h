@@ -22,13 +22,22 @@ int64_t clattn__tile_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int
 const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, int real_size, int64_t local_bytes,
                                       int64_t max_wg, int64_t block_q, int64_t block_kv, int skip, clattn__tile *out);
 
-/* The same for attn_fwd_mma, of 16-bit elements. emulated: with the local memory that the emulated engine takes besides. NULL
- * too when a head dimension is beyond MMA_HEAD_DIM_MAX. */
+/* What multiplies attn_fwd_mma's tiles; the axis MMA. */
+typedef enum matrix_engine {
+    ENGINE_NONE,
+    ENGINE_EMULATED, /* any device, slowly */
+    ENGINE_MMA_SYNC, /* NVIDIA, compute capability 8.0 and up */
+    ENGINE_WGMMA,    /* NVIDIA, 9.0 */
+    ENGINE_COUNT
+} matrix_engine;
+
+/* The same for attn_fwd_mma, of 16-bit elements. NULL too when a head dimension is beyond MMA_HEAD_DIM_MAX. */
 enum { MMA_HEAD_DIM_MAX = 128 }; /* a warp keeps 16 rows of Q and O in registers */
-int64_t clattn__tile_mma_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v, bool emulated);
-const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_v, bool emulated, int64_t local_bytes,
-                                          int64_t max_wg, int64_t block_q, int64_t block_kv, int skip,
-                                          clattn__tile *out);
+int64_t clattn__tile_mma_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v,
+                                     matrix_engine engine);
+const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_v, matrix_engine engine,
+                                          int64_t local_bytes, int64_t max_wg, int64_t block_q, int64_t block_kv,
+                                          int skip, clattn__tile *out);
 
 /* The same for attn_bwd and attn_bwd_dq. Their tiles are square, of at most `block` rows (0: any; there is always one of
  * 16), and serve every head dimension: of a wide head they sum a part of the columns at a time. */

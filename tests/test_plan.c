@@ -95,13 +95,17 @@ static void expect_mma(const device_choice *c, const problem *p, const device_pr
 {
     const int64_t bq = c->axes[AXIS_BLOCK_Q], bkv = c->axes[AXIS_BLOCK_KV], wg = c->axes[AXIS_WG_SIZE];
     const int64_t qk = up(p->head_dim_qk, 16), v = up(p->head_dim_v, 16);
-    const int64_t k_place = bkv * (qk + 8) > bq * bkv ? bkv * (qk + 8) : bq * bkv, q_place = bq * (qk + 8);
-    const int64_t kv_place = k_place + bkv * (v + 8), stage = q_place > kv_place ? q_place : kv_place;
-    const int64_t exchange = c->axes[AXIS_MMA] == 1 ? wg * (qk + bkv) / 16 + bq : 1;
-    ck_assert_msg(c->axes[AXIS_MMA] == (d->engine == ENGINE_NVIDIA ? 2 : 1), "%s: MMA %d", what, c->axes[AXIS_MMA]);
-    ck_assert_msg(bq >= 16 && bq % 16 == 0 && bkv >= 16 && bkv % 16 == 0 && wg == 2 * bq, "%s", what);
-    ck_assert_msg(c->local_bytes == 2 * stage + 16 * exchange + 8, "%s: %d bytes", what, (int)c->local_bytes);
-    ck_assert_msg(c->local_bytes <= d->local_bytes && wg <= d->max_work_group_size, "%s", what);
+    const int engine = c->axes[AXIS_MMA], step = engine == 3 ? 64 : 16;
+    const int64_t k_row = engine == 3 ? up(p->head_dim_qk, 64) : qk + 8,
+                  v_row = engine == 3 ? up(p->head_dim_v, 64) : v + 8;
+    const int64_t kv_place = bkv * (k_row + v_row), qp_place = bq * (k_row > bkv ? k_row : bkv);
+    const int64_t stage = qp_place > kv_place ? qp_place : kv_place;
+    const int64_t exchange = engine == 1 ? wg * (qk + bkv) / 16 + bq : 1;
+    ck_assert_msg(engine == (d->engine ? (int)d->engine : 1), "%s: MMA %d", what, engine);
+    ck_assert_msg(bq >= step && bq % step == 0 && bkv >= step && bkv % step == 0 && wg == 2 * bq, "%s", what);
+    ck_assert_msg(c->local_bytes == 4 * stage + 16 * exchange + 12, "%s: %d bytes", what, (int)c->local_bytes);
+    ck_assert_msg(c->local_bytes <= (engine == 1 ? d->local_bytes : d->engine_local_bytes), "%s", what);
+    ck_assert_msg(wg <= d->max_work_group_size, "%s", what);
     ck_assert_int_eq(c->work_group_size, wg);
 }
 
@@ -222,12 +226,12 @@ START_TEST(engine_automatic)
     device_choice c;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const problem p = problem_of(cases[i].text);
-        d.engine = ENGINE_NVIDIA;
+        d.engine = i % 2 ? ENGINE_WGMMA : ENGINE_MMA_SYNC;
+        d.engine_local_bytes = 227 * KIB;
         ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
         ck_assert_msg((c.kernel == CLATTN_KERNEL_ATTN_FWD_MMA) == cases[i].suits, "%s", cases[i].text);
         if (cases[i].suits) {
             expect_mma(&c, &p, &d, cases[i].text);
-            ck_assert_int_le(c.local_bytes, 48 * KIB);
             ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 1, &c, &is_last), CLATTN_STATUS_SUCCESS);
         }
         ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD);
@@ -238,7 +242,7 @@ START_TEST(engine_automatic)
     }
     clattn_plan_options backward = o;
     backward.pass = CLATTN_PASS_BACKWARD;
-    d.engine = ENGINE_NVIDIA;
+    d.engine = ENGINE_MMA_SYNC;
     const problem p = problem_of(cases[0].text);
     ck_assert_int_eq(clattn__plan_device(&p, &d, &backward, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
     ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_BWD);
@@ -251,7 +255,7 @@ START_TEST(engine_tiles_fit)
     const machine *m = &machines[_i];
     device_profile d = profile_of(m);
     const int64_t forced[][2] = {{0, 0}, {1, 1}, {17, 100}, {128, 32}, {0, 64}, {48, 0}, {4096, 4096}};
-    for (int engine = ENGINE_NONE; engine <= ENGINE_NVIDIA; engine += 2)
+    for (int engine = ENGINE_NONE; engine < ENGINE_COUNT; engine++)
         for (int dim = 1; dim <= 128; dim += 9)
             for (size_t k = 0; k < sizeof forced / sizeof *forced; k++) {
                 char line[128];
@@ -260,12 +264,14 @@ START_TEST(engine_tiles_fit)
                 snprintf(line, sizeof line, "f16 hq2 q300 kv500 d%d dv%d", dim, 129 - dim);
                 const problem p = problem_of(line);
                 const clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_FWD_MMA, forced[k][0], forced[k][1]);
+                const int step = engine == ENGINE_WGMMA ? 64 : 16;
                 d.engine = (matrix_engine)engine;
+                d.engine_local_bytes = engine == ENGINE_WGMMA ? 227 * KIB : 99 * KIB;
                 for (; clattn__plan_device(&p, &d, &o, n, &c, &is_last) == CLATTN_STATUS_SUCCESS; n++) {
                     ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD_MMA);
                     expect_mma(&c, &p, &d, line);
-                    if (forced[k][0]) ck_assert_int_le(c.axes[AXIS_BLOCK_Q], up(forced[k][0], 16));
-                    if (forced[k][1]) ck_assert_int_le(c.axes[AXIS_BLOCK_KV], up(forced[k][1], 16));
+                    if (forced[k][0]) ck_assert_int_le(c.axes[AXIS_BLOCK_Q], up(forced[k][0], step));
+                    if (forced[k][1]) ck_assert_int_le(c.axes[AXIS_BLOCK_KV], up(forced[k][1], step));
                     ck_assert_msg(n == 0 || memcmp(c.axes, last.axes, sizeof c.axes), "%s: one tile twice", line);
                     last = c;
                 }
@@ -1243,7 +1249,8 @@ START_TEST(tuning_of_variants)
     o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
     ck_variant(line, &gpu, &o, 0, CLATTN_KERNEL_ATTN_FWD, true, 48, 32);
     ck_variant(line, &gpu, &o, 1, CLATTN_KERNEL_ATTN_FWD, false, 64, 64);
-    gpu.engine = ENGINE_NVIDIA;
+    gpu.engine = ENGINE_MMA_SYNC;
+    gpu.engine_local_bytes = 99 * KIB;
     ck_variant("f16 hq4 q300 kv300 d64", &gpu, &o, 0, CLATTN_KERNEL_ATTN_FWD_MMA, true, 32, 16);
     ck_variant("f16 hq4 q300 kv300 d64", &gpu, &o, 1, CLATTN_KERNEL_ATTN_FWD_MMA, false, 64, 64);
     ck_variant("f16 hq4 q300 kv300 d64", &gpu, &o, 2, CLATTN_KERNEL_ATTN_FWD, false, 64, 64);

@@ -6,6 +6,7 @@
 
 #include <clattn/clattn.h>
 
+#include "../engine.h"
 #include "device_cl.h"
 
 static const char *cl_error_name(cl_int code)
@@ -99,19 +100,48 @@ static void device_text(probe *d, cl_device_info what, char *to, size_t size)
     snprintf(to, size, "%.*s", (int)size - 1, all);
 }
 
-enum { COMPUTE_CAPABILITY_MAJOR_NV = 0x4000 }; /* of cl_nv_device_attribute_query */
+enum {
+    COMPUTE_CAPABILITY_MAJOR_NV = 0x4000,
+    COMPUTE_CAPABILITY_MINOR_NV = 0x4001
+}; /* of cl_nv_device_attribute_query */
 
-/* CLATTN_MMA: "none" leaves the device's engine aside, "emulated" stands in for one. */
-static matrix_engine probe_engine(probe *d)
+enum {
+    KIB = 1024,
+    BLOCK_RESERVE = 16
+}; /* the driver's own of a work-group's local memory, and what alignment may take */
+
+/* Local memory that one work-group may have (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"):
+ * kernels that declare more than the 48 KiB which OpenCL reports are built all the same. */
+static int64_t nvidia_local_bytes(int64_t capability)
+{
+    switch (capability) {
+    case 80:
+    case 87: return 163 * KIB - BLOCK_RESERVE;
+    case 86:
+    case 89: return 99 * KIB - BLOCK_RESERVE;
+    case 90:
+    case 100:
+    case 101:
+    case 103: return 227 * KIB - BLOCK_RESERVE;
+    default: return capability >= 110 ? 99 * KIB - BLOCK_RESERVE : 0;
+    }
+}
+
+/* CLATTN_MMA names the engine, "none", "emulated", "mma_sync" or "wgmma", whatever the device has. */
+static void probe_engine(probe *d, device_profile *p)
 {
     char extensions[8192];
     const char *forced = getenv("CLATTN_MMA");
-    if (forced && !strcmp(forced, "none")) return ENGINE_NONE;
-    if (forced && !strcmp(forced, "emulated")) return ENGINE_EMULATED;
     device_text(d, CL_DEVICE_EXTENSIONS, extensions, sizeof extensions);
-    const bool is_nvidia = strstr(extensions, "cl_nv_device_attribute_query");
-    return is_nvidia && device_number(d, COMPUTE_CAPABILITY_MAJOR_NV, sizeof(cl_uint)) >= 8 ? ENGINE_NVIDIA
-                                                                                            : ENGINE_NONE;
+    const int64_t capability = strstr(extensions, "cl_nv_device_attribute_query")
+                                   ? 10 * device_number(d, COMPUTE_CAPABILITY_MAJOR_NV, sizeof(cl_uint)) +
+                                         device_number(d, COMPUTE_CAPABILITY_MINOR_NV, sizeof(cl_uint))
+                                   : 0;
+    p->engine = capability == 90 ? ENGINE_WGMMA : capability >= 80 ? ENGINE_MMA_SYNC : ENGINE_NONE;
+    for (int i = 0; forced && i < ENGINE_COUNT; i++)
+        if (!strcmp(forced, clattn__engine_names[i])) p->engine = (matrix_engine)i;
+    p->engine_local_bytes = nvidia_local_bytes(capability);
+    if (p->engine_local_bytes < p->local_bytes) p->engine_local_bytes = p->local_bytes;
 }
 
 /* Fills p; *refused: "" or why clattn cannot use it. */
@@ -128,7 +158,7 @@ static clattn_status probe_profile(probe *d, device_profile *p, const char **ref
     p->max_alloc_bytes = device_number(d, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
     p->copy_bytes_most = device_number(d, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong)) / 4 * 3;
     p->max_work_group_size = device_number(d, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
-    p->engine = probe_engine(d);
+    probe_engine(d, p);
     char version[64];
     device_text(d, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
     const bool is_old = !strncmp(version, "OpenCL C 1.0", 12) || !strncmp(version, "OpenCL C 1.1", 12);
@@ -233,10 +263,11 @@ static clattn_status describe(cl_device_id id, int index, clattn_device_info *in
     info->usable = !*refused;
     info->kernel = *refused ? CLATTN_KERNEL_AUTO : clattn__plan_device_kernel(&p, CLATTN_PASS_FORWARD);
     snprintf(info->why, sizeof info->why, "%s",
-             *refused                    ? refused
-             : p.is_cpu                  ? "a CPU device: vectors of query rows, no barrier"
-             : p.engine == ENGINE_NVIDIA ? "K and V blocks in local memory; f16 and bf16 in tensor cores: attn_fwd_mma"
-                                         : "K and V blocks in local memory");
+             *refused   ? refused
+             : p.is_cpu ? "a CPU device: vectors of query rows, no barrier"
+             : p.engine >= ENGINE_MMA_SYNC
+                 ? "K and V blocks in local memory; f16 and bf16 in tensor cores: attn_fwd_mma"
+                 : "K and V blocks in local memory");
     RETURN_IF_CL("clGetDeviceInfo", d.failed);
     return CLATTN_STATUS_SUCCESS;
 }

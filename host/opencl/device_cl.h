@@ -62,6 +62,10 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
                                     const device_choice *choice, device_kernel **kernel);
 void clattn__device_kernel_free(device_kernel *kernel);
 
+/* *program, to be built: what was built for sm_90, for sm_90a and with the instructions that stood in comments. name: the
+ * kernel's. */
+clattn_status clattn__ptx_uncover_90a(const struct device *d, const char *name, cl_program built, cl_program *program);
+
 /* Takes those of the kernels that were made from binaries out of use, for one of them does not run. Were there any? */
 bool clattn__device_kernels_retire(struct device *d, device_kernel *const *kernels, int n);
 

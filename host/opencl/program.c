@@ -141,8 +141,11 @@ static clattn_status program_build(const struct device *d, cl_program program, c
 }
 
 /* What the compiler made must fit: some drivers learn only then how many work-items its registers allow. */
-static clattn_status check_fits(const struct device *d, cl_kernel kernel, const device_stage *stage)
+static clattn_status check_fits(const struct device *d, cl_kernel kernel, const device_stage *stage,
+                                const device_choice *choice)
 {
+    const bool by_engine = choice->axes[AXIS_MMA] >= ENGINE_MMA_SYNC;
+    const int64_t local_most = by_engine ? d->profile.engine_local_bytes : d->profile.local_bytes;
     size_t most = 0;
     cl_ulong local = 0;
     RETURN_IF_CL("clGetKernelWorkGroupInfo",
@@ -152,9 +155,9 @@ static clattn_status check_fits(const struct device *d, cl_kernel kernel, const 
     RETURN_IF((int64_t)most < stage->work_group_size, UNSUPPORTED,
               "%s was built for %lld work-items; the built kernel takes %zu", stage->name,
               (long long)stage->work_group_size, most);
-    RETURN_IF(local > (cl_ulong)d->profile.local_bytes, UNSUPPORTED,
+    RETURN_IF(local > (cl_ulong)local_most, UNSUPPORTED,
               "%s needs %llu bytes of local memory as built; the device has %lld", stage->name,
-              (unsigned long long)local, (long long)d->profile.local_bytes);
+              (unsigned long long)local, (long long)local_most);
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -177,14 +180,23 @@ void clattn__device_kernel_free(device_kernel *k)
 }
 
 static clattn_status kernel_build(const struct device *d, const device_stage *stage, const char *options,
-                                  const char *all, const program_record *record, device_kernel *k)
+                                  const device_choice *choice, const char *all, const program_record *record,
+                                  device_kernel *k)
 {
     cl_int code;
     FORWARD(program_create(d, all, record, &k->program));
     FORWARD(program_build(d, k->program, stage, options));
+    if (!record && choice->axes[AXIS_MMA] == ENGINE_WGMMA) {
+        cl_program covered = k->program;
+        k->program = NULL;
+        clattn_status status = clattn__ptx_uncover_90a(d, stage->name, covered, &k->program);
+        clReleaseProgram(covered);
+        FORWARD(status);
+        FORWARD(program_build(d, k->program, stage, ""));
+    }
     k->kernel = clCreateKernel(k->program, stage->name, &code);
     RETURN_IF_CL("clCreateKernel", code);
-    return check_fits(d, k->kernel, stage);
+    return check_fits(d, k->kernel, stage, choice);
 }
 
 enum { WHY_SIZE = 512 };
@@ -196,7 +208,8 @@ static bool uses_disk(const struct device *d, const clattn_context *context)
 
 /* Fills k. why: it was built from source; "" when it was not. */
 static clattn_status kernel_find(const struct device *d, const clattn_context *context, const device_stage *stage,
-                                 const char *options, const char *all, device_kernel *k, char why[WHY_SIZE])
+                                 const device_choice *choice, const char *options, const char *all, device_kernel *k,
+                                 char why[WHY_SIZE])
 {
     snprintf(why, WHY_SIZE, "%s",
              uses_disk(d, context) ? ""
@@ -206,13 +219,13 @@ static clattn_status kernel_find(const struct device *d, const clattn_context *c
         program_record r;
         if (d->has_bad_binaries || (k->origin == FROM_DISK && !uses_disk(d, context))) continue;
         if (!clattn__cache_find(&d->cache, k->origin, k->cache_key, &r, why, WHY_SIZE)) continue;
-        const clattn_status status = kernel_build(d, stage, options, all, &r, k);
+        const clattn_status status = kernel_build(d, stage, options, choice, all, &r, k);
         free(r.data);
         if (status == CLATTN_STATUS_SUCCESS) return status;
         kernel_drop(k);
         snprintf(why, WHY_SIZE, "the binary was refused: %.400s", clattn_last_error()->message);
     }
-    return kernel_build(d, stage, options, all, NULL, k);
+    return kernel_build(d, stage, options, choice, all, NULL, k);
 }
 
 static clattn_status kernel_make(struct device *d, const clattn_context *context, const device_stage *stage,
@@ -228,7 +241,7 @@ static clattn_status kernel_make(struct device *d, const clattn_context *context
         k->cache_key = clattn__cache_key(&d->cache, options, all);
     }
     const clattn_status status = k && k->key && k->cache_key
-                                     ? kernel_find(d, context, stage, options, all, k, why)
+                                     ? kernel_find(d, context, stage, choice, options, all, k, why)
                                      : clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a kernel");
     free(all);
     if (status != CLATTN_STATUS_SUCCESS) {
