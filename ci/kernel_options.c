@@ -1,6 +1,6 @@
 /* The kernels that a made-up GPU would run a problem with, and their -D lists, a line each, for ci/offline:
  *   kernel_options auto|attn_fwd|attn_fwd_mma|attn_bwd "PROBLEM"
- * The GPU is NVIDIA's, with 48 KiB of local memory. */
+ * The GPU is NVIDIA's, with 163 KiB of local memory. */
 #include <stdio.h>
 #include <string.h>
 
@@ -12,11 +12,10 @@ int main(int argc, char **argv)
 {
     const device_profile gpu = {.name = "a made-up GPU",
                                 .has_fp64 = true,
-                                .local_bytes = 48 << 10,
+                                .local_bytes = 163 << 10,
                                 .max_alloc_bytes = INT64_C(1) << 33,
                                 .max_work_group_size = 1024,
-                                .engine = ENGINE_MMA_SYNC,
-                                .engine_local_bytes = 163 << 10};
+                                .engine = ENGINE_MMA_SYNC};
     clattn_plan_options options;
     clattn_problem given;
     problem p;

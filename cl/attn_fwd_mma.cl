@@ -77,6 +77,7 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
         const int band_cuts = mask_cuts(band, row_first, row_last, j0, j0 + BLOCK_KV);
         copy_wait();
         if (MASK || band_cuts) tile_clean(stage + V_AT, BLOCK_KV, V_STEPS, &v_is_special[turn], lid);
+        copy_fence();
         barrier(CLK_LOCAL_MEM_FENCE);
         kv_copy(stages + (turn ^ 1) * STAGE_SIZE, k, args.k_row, v, args.v_row, j0 + BLOCK_KV, j_end, lid);
 

@@ -361,7 +361,6 @@ static clattn_status choose_attn_fwd_mma(const problem *p, const device_profile 
     const int64_t block_q = o->block_q ? block_of(o->block_q, 0, p->n_q, 1, ROWS_MAX) : 0;
     const int64_t block_kv = o->block_kv ? block_of(o->block_kv, 0, p->n_kv, 1, ROWS_MAX) : 0;
     const matrix_engine engine = d->engine == ENGINE_NONE ? ENGINE_EMULATED : d->engine;
-    const int64_t local_bytes = engine == ENGINE_EMULATED ? d->local_bytes : d->engine_local_bytes;
     clattn__tile t;
     *is_last = true;
     RETURN_IF(clattn_dtype_size(p->dtype) != 2, UNSUPPORTED, "dtype is %s; attn_fwd_mma takes f16 and bf16",
@@ -369,7 +368,7 @@ static clattn_status choose_attn_fwd_mma(const problem *p, const device_profile 
     RETURN_IF(!suits_mma(p), UNSUPPORTED,
               "head_dim_qk is %" PRId64 " and head_dim_v %" PRId64 "; attn_fwd_mma takes up to %d", p->head_dim_qk,
               p->head_dim_v, MMA_HEAD_DIM_MAX);
-    if (!clattn__tile_pick_mma(p->head_dim_qk, p->head_dim_v, engine, local_bytes, d->max_work_group_size, block_q,
+    if (!clattn__tile_pick_mma(p->head_dim_qk, p->head_dim_v, engine, d->local_bytes, d->max_work_group_size, block_q,
                                block_kv, nth, &t))
         return no_tile("attn_fwd_mma", p, d, nth);
     *is_last = false;

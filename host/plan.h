@@ -16,10 +16,9 @@ typedef struct device_profile {
     char name[128], driver[128], vendor[128];
     bool is_cpu, has_fp64, shares_host_memory; /* the last: calls with host pointers need no copies */
     int64_t local_bytes, max_alloc_bytes, max_work_group_size;
-    int64_t copy_bytes_most;    /* of a call's copies and work space at a time; 0: any */
-    matrix_engine engine;       /* that AUTO may take */
-    int64_t engine_local_bytes; /* local memory that a kernel of the engine may have; some drivers report less */
-    const char *tuning;         /* the user's table, NULL: none */
+    int64_t copy_bytes_most; /* of a call's copies and work space at a time; 0: any */
+    matrix_engine engine;    /* that AUTO may take */
+    const char *tuning;      /* the user's table, NULL: none */
 } device_profile;
 
 typedef enum axis {

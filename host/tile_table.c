@@ -12,13 +12,16 @@
 #define BLOCK_MOST 128
 #define WG_LEAST 64 /* for forced block sizes, where the tile allows it */
 #define WG_MOST 256
+#define LOCAL_BYTES_USUAL (48 << 10) /* a row of the table that wants more is for devices with room for three */
 
 /* clang-format off */
 static const clattn__tile tiles[] = {
     /* up to     real  BLOCK_Q BLOCK_KV  WG_SIZE WG_COLS  D_SLICE V_SLICE  Q_RESIDENT     KiB of local memory */
+    { 64,        4,    64,     64,       128,    8,       64,     64,      1 },        /* 53 */
     { 64,        4,    64,     64,       128,    8,       32,     64,      0 },        /* 37 */
     { 64,        4,    64,     64,       128,    8,       16,     32,      0 },        /* 29 */
     { 64,        4,    32,     32,       64,     8,       32,     32,      0 },        /* 14.5 */
+    { 128,       4,    64,     64,       128,    8,       32,     32,      1 },        /* 68 */
     { 128,       4,    64,     64,       128,    8,       32,     32,      0 },        /* 37 */
     { 128,       4,    64,     64,       128,    8,       16,     16,      0 },        /* 29 */
     { 128,       4,    32,     32,       64,     8,       16,     16,      0 },        /* 13.5 */
@@ -131,7 +134,9 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
             if ((bq != 0 || bkv != 0) &&
                 !set_blocks(&t, bq != 0 ? (int)bq : t.block_q, bkv != 0 ? (int)bkv : t.block_kv, max_wg))
                 continue;
-            if (t.wg_size > max_wg || clattn__tile_local_bytes(&t, head_dim_qk, head_dim_v) > local_bytes) continue;
+            const int64_t bytes = clattn__tile_local_bytes(&t, head_dim_qk, head_dim_v);
+            if (t.wg_size > max_wg || bytes > local_bytes) continue;
+            if (!bq && !bkv && bytes > LOCAL_BYTES_USUAL && bytes > local_bytes / 3) continue;
             if (skip-- > 0) continue;
             *out = t;
             return out;
@@ -162,10 +167,13 @@ const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_
                                           int64_t local_bytes, int64_t max_wg, int64_t block_q, int64_t block_kv,
                                           int skip, clattn__tile *out)
 {
-    static const int by_warp[][2] = {{64, 64}, {64, 32}, {32, 32}, {16, 16}, {0}};
-    static const int by_warpgroup[][2] = {{128, 128}, {128, 64}, {64, 64}, {0}};
-    const int(*blocks)[2] = engine == ENGINE_WGMMA ? by_warpgroup : by_warp;
+    /* Up to a head dim of 64, whose registers leave room for two work-groups of 128 rows, and beyond. */
+    static const int by_warp[][6][2] = {{{128, 64}, {64, 64}, {64, 32}, {32, 32}, {16, 16}},
+                                        {{64, 64}, {64, 32}, {32, 32}, {16, 16}}};
+    static const int by_warpgroup[][6][2] = {{{128, 64}, {64, 64}}, {{128, 128}, {128, 64}, {64, 64}}};
     const int64_t step = engine == ENGINE_WGMMA ? 64 : BLOCK_STEP, head_dim = max_of(head_dim_qk, head_dim_v);
+    const bool is_wide = head_dim > 64 || engine == ENGINE_EMULATED;
+    const int(*blocks)[2] = engine == ENGINE_WGMMA ? by_warpgroup[is_wide] : by_warp[is_wide];
     const int64_t bq = legal_block(block_q, step), bkv = legal_block(block_kv, step);
     if (head_dim_qk < 1 || head_dim_v < 1 || head_dim > MMA_HEAD_DIM_MAX) return NULL;
     int seen_q = 0, seen_kv = 0;
@@ -197,7 +205,7 @@ const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_
 /* clang-format off */
 static const clattn__tile backward_tiles[] = {
     /* up to     real  BLOCK_Q BLOCK_KV  WG_SIZE WG_COLS  D_SLICE V_SLICE  Q_RESIDENT     KiB; registers f32, f16 */
-    { 64,        4,    64,     64,       256,    16,      32,     64,      0 },        /* 35;   128 120, 128 127 */
+    { 64,        4,    64,     64,       128,    8,       32,     64,      0 },        /* 35 */
     { 64,        4,    64,     64,       256,    16,      16,     32,      0 },        /* 27;   161 128, 128 128 */
     { 64,        4,    32,     32,       64,     8,       32,     32,      0 },        /* 13.5; 255 163, 255 168 */
     { 128,       4,    64,     64,       256,    16,      32,     32,      0 },        /* 35;   255 130, 245 168 */

@@ -127,8 +127,9 @@ static int64_t nvidia_local_bytes(int64_t capability)
     }
 }
 
-/* CLATTN_MMA names the engine, "none", "emulated", "mma_sync" or "wgmma", whatever the device has. */
-static void probe_engine(probe *d, device_profile *p)
+/* What OpenCL does not tell of NVIDIA's devices. CLATTN_MMA names the engine, "none", "emulated", "mma_sync" or "wgmma", whatever
+ * the device has. */
+static void probe_nvidia(probe *d, device_profile *p)
 {
     char extensions[8192];
     const char *forced = getenv("CLATTN_MMA");
@@ -140,8 +141,8 @@ static void probe_engine(probe *d, device_profile *p)
     p->engine = capability == 90 ? ENGINE_WGMMA : capability >= 80 ? ENGINE_MMA_SYNC : ENGINE_NONE;
     for (int i = 0; forced && i < ENGINE_COUNT; i++)
         if (!strcmp(forced, clattn__engine_names[i])) p->engine = (matrix_engine)i;
-    p->engine_local_bytes = nvidia_local_bytes(capability);
-    if (p->engine_local_bytes < p->local_bytes) p->engine_local_bytes = p->local_bytes;
+    const int64_t local_bytes = nvidia_local_bytes(capability);
+    if (local_bytes > p->local_bytes) p->local_bytes = local_bytes;
 }
 
 /* Fills p; *refused: "" or why clattn cannot use it. */
@@ -158,7 +159,7 @@ static clattn_status probe_profile(probe *d, device_profile *p, const char **ref
     p->max_alloc_bytes = device_number(d, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
     p->copy_bytes_most = device_number(d, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong)) / 4 * 3;
     p->max_work_group_size = device_number(d, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
-    probe_engine(d, p);
+    probe_nvidia(d, p);
     char version[64];
     device_text(d, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
     const bool is_old = !strncmp(version, "OpenCL C 1.0", 12) || !strncmp(version, "OpenCL C 1.1", 12);

@@ -141,11 +141,8 @@ static clattn_status program_build(const struct device *d, cl_program program, c
 }
 
 /* What the compiler made must fit: some drivers learn only then how many work-items its registers allow. */
-static clattn_status check_fits(const struct device *d, cl_kernel kernel, const device_stage *stage,
-                                const device_choice *choice)
+static clattn_status check_fits(const struct device *d, cl_kernel kernel, const device_stage *stage)
 {
-    const bool by_engine = choice->axes[AXIS_MMA] >= ENGINE_MMA_SYNC;
-    const int64_t local_most = by_engine ? d->profile.engine_local_bytes : d->profile.local_bytes;
     size_t most = 0;
     cl_ulong local = 0;
     RETURN_IF_CL("clGetKernelWorkGroupInfo",
@@ -155,9 +152,9 @@ static clattn_status check_fits(const struct device *d, cl_kernel kernel, const 
     RETURN_IF((int64_t)most < stage->work_group_size, UNSUPPORTED,
               "%s was built for %lld work-items; the built kernel takes %zu", stage->name,
               (long long)stage->work_group_size, most);
-    RETURN_IF(local > (cl_ulong)local_most, UNSUPPORTED,
+    RETURN_IF(local > (cl_ulong)d->profile.local_bytes, UNSUPPORTED,
               "%s needs %llu bytes of local memory as built; the device has %lld", stage->name,
-              (unsigned long long)local, (long long)local_most);
+              (unsigned long long)local, (long long)d->profile.local_bytes);
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -196,7 +193,7 @@ static clattn_status kernel_build(const struct device *d, const device_stage *st
     }
     k->kernel = clCreateKernel(k->program, stage->name, &code);
     RETURN_IF_CL("clCreateKernel", code);
-    return check_fits(d, k->kernel, stage, choice);
+    return check_fits(d, k->kernel, stage);
 }
 
 enum { WHY_SIZE = 512 };
