@@ -1,9 +1,10 @@
 /* Few query rows against many keys: the kernels that split the keys, every feature, and who chooses them. */
 #include "harness.h"
 
-enum { N_WAYS = 2 };
+enum { N_WAYS = 3 };
 static const test_way ways[N_WAYS] = {{"host decode", CLATTN_PATH_HOST, CLATTN_KERNEL_HOST_DECODE},
-                                      {"device decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES}};
+                                      {"device decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+                                      {"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE}};
 
 /* ---- right, in chunks of every size */
 
@@ -141,7 +142,7 @@ START_TEST(chosen_on_device)
     ck_assert(test_device_info(&info));
     const clattn_path device = CLATTN_PATH_DEVICE;
     const bool cpu = !strcmp(info.type, "cpu");
-    const clattn_kernel few = cpu ? CLATTN_KERNEL_ATTN_DECODE_LANES : CLATTN_KERNEL_ATTN_FWD;
+    const clattn_kernel few = cpu ? CLATTN_KERNEL_ATTN_DECODE_LANES : CLATTN_KERNEL_ATTN_DECODE;
     const clattn_kernel many = cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
     ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv2 q1 kv600 d64", device), few);
     ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv8 q16 kv600 d64", device), few);
