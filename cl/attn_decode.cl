@@ -60,10 +60,7 @@ WG_KERNEL void attn_decode(FORWARD_PARAMETERS, __global real *restrict partials)
                 real4 sum[BLOCK_Q][PARTS]; /* this work-item's keys' share of O [BLOCK_Q, d .. d + PIECE] */
                 UNROLL_FOR (int i = 0; i < BLOCK_Q; i++)
                     UNROLL_FOR (int h = 0; h < PARTS; h++) sum[i][h] = (real4)(0);
-                if (cut)
-                    values_sum(sum, s_tile, v, args.v_row, n, d, v_row, whole, 1);
-                else
-                    values_sum(sum, s_tile, v, args.v_row, n, d, v_row, whole, 0);
+                values_sum(sum, s_tile, v, args.v_row, n, d, v_row, whole);
                 values_store(partials + (i64)r0 * PARTIAL_SIZE, sum, sums, rows - r0, d0, lid);
             }
         }
