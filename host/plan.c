@@ -34,12 +34,19 @@ enum {
     DECODE_ROWS_MOST = 16,          /* AUTO: rows that share a kv head */
     DECODE_KEYS_LEAST = 512,        /* AUTO: keys */
     DECODE_CHUNK = 256,
-    ATTN_FWD_PRIVATE_MOST = 1024, /* bytes of O that a work-item of attn_fwd keeps: a GPU's registers */
-    SPLITS_WANTED = 8,            /* backward: shares of the work that keep a machine busy */
-    SPLITS_BYTES_MOST = 64 << 20, /* of their partial sums of dQ, all together */
-    BACKWARD_LANES_BLOCK = 64,    /* attn_bwd_lanes: rows and keys of a tile, where they fit */
-    SMALL_GROUP = 64,             /* most work-items of the small kernels' groups */
-    BIAS_TILE = 4,                /* attn_bwd_bias: rows and keys of a work-item, as in the kernel */
+    DECODE_GPU_ROWS = 16,         /* attn_decode: most rows of a pass over a chunk */
+    DECODE_GPU_SCORES = 4096,     /* most of them in local memory: rows times keys, half as many f64 */
+    DECODE_GPU_CHUNK_LEAST = 128, /* keys */
+    DECODE_GPU_CHUNK_MOST = 512,
+    DECODE_GPU_GROUPS = 512, /* work-groups wanted of a batch entry: four for each unit of a large GPU */
+    DECODE_GPU_WG = 128,
+    DECODE_GPU_LOCAL_MOST = 40 << 10, /* bytes */
+    ATTN_FWD_PRIVATE_MOST = 1024,     /* bytes of O that a work-item of attn_fwd keeps: a GPU's registers */
+    SPLITS_WANTED = 8,                /* backward: shares of the work that keep a machine busy */
+    SPLITS_BYTES_MOST = 64 << 20,     /* of their partial sums of dQ, all together */
+    BACKWARD_LANES_BLOCK = 64,        /* attn_bwd_lanes: rows and keys of a tile, where they fit */
+    SMALL_GROUP = 64,                 /* most work-items of the small kernels' groups */
+    BIAS_TILE = 4,                    /* attn_bwd_bias: rows and keys of a work-item, as in the kernel */
 };
 static const int64_t ALL_ROWS_MAX = (int64_t)1 << 52; /* rows of all heads and entries: their bytes fit 63 bits */
 
@@ -272,34 +279,78 @@ static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o
 /* Rows that share one read of K and V. */
 static int64_t decode_rows(const problem *p) { return p->n_q * p->gqa_group; }
 
-/* The chunks are the problem's alone, so that bits do not depend on the device. */
-static clattn_status choose_decode(const problem *p, const device_profile *d, const clattn_plan_options *o,
-                                   device_choice *c)
+/* Partials, as cl/partials.clh has them, the kernel that writes them and the one that merges them. */
+static clattn_status add_decode_stages(const problem *p, const device_profile *d, int64_t block_kv, const char *merge,
+                                       device_choice *c)
 {
-    const int64_t lanes = p->dtype == CLATTN_DTYPE_F64 ? 8 : 16;
+    const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, step = 64 / real_size;
+    const int64_t chunks = p->n_kv ? div_up(p->n_kv, block_kv) : 1, row = div_up(p->head_dim_v, step) * step + step;
+    const char *name = clattn_kernel_name(c->kernel);
+    int64_t bytes;
+    RETURN_IF(__builtin_mul_overflow(row * real_size * chunks, decode_rows(p), &bytes) ||
+                  __builtin_mul_overflow(bytes, p->batch * p->n_heads_kv, &bytes) || bytes > d->max_alloc_bytes,
+              UNSUPPORTED,
+              "%s would keep partials of %" PRId64 " chunks of %" PRId64 " rows; %s allocates at most %" PRId64
+              " bytes at once",
+              name, chunks, decode_rows(p) * p->batch * p->n_heads_kv, d->name, d->max_alloc_bytes);
+    c->axes[AXIS_BLOCK_KV] = (int)block_kv;
+    c->partial_chunk = row * decode_rows(p);
+    c->workspace_bytes = bytes;
+    add_stage(c, name, chunks, p->batch * p->n_heads_kv, c->work_group_size, 0);
+    add_stage(c, merge, chunks, 0, c->work_group_size, 0)->groups = p->batch * p->n_heads_q * p->n_q; /* a row each */
+    return CLATTN_STATUS_SUCCESS;
+}
+
+/* The chunks are the problem's alone, so that bits do not depend on the device. */
+static clattn_status choose_decode_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,
+                                         device_choice *c)
+{
+    const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, lanes = 64 / real_size;
     const int64_t block_kv = block_of(o->block_kv, DECODE_CHUNK, p->n_kv, lanes, 4096);
-    const int64_t chunks = p->n_kv ? (p->n_kv + block_kv - 1) / block_kv : 1;
-    const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
-    const int64_t row = (p->head_dim_v + lanes - 1) / lanes * lanes + lanes;
-    int64_t bytes = DECODE_ROWS * (div_up(p->head_dim_qk, lanes) * lanes + block_kv) * real_size;
+    const int64_t bytes = DECODE_ROWS * (div_up(p->head_dim_qk, lanes) * lanes + block_kv) * real_size;
     RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,
               "attn_decode_lanes with head_dim_qk %" PRId64 " and block_kv %" PRId64 " needs %" PRId64
               " bytes of private memory; it may use %d",
               p->head_dim_qk, block_kv, bytes, LANES_PRIVATE_MOST);
-    RETURN_IF(__builtin_mul_overflow(row * real_size * chunks, decode_rows(p), &bytes) ||
-                  __builtin_mul_overflow(bytes, p->batch * p->n_heads_kv, &bytes) || bytes > d->max_alloc_bytes,
-              UNSUPPORTED,
-              "attn_decode_lanes would keep partials of %" PRId64 " chunks of %" PRId64
-              " rows; %s allocates at most %" PRId64 " bytes at once",
-              chunks, decode_rows(p) * p->batch * p->n_heads_kv, d->name, d->max_alloc_bytes);
     c->axes[AXIS_BLOCK_Q] = DECODE_ROWS;
-    c->axes[AXIS_BLOCK_KV] = (int)block_kv;
     c->work_group_size = 1;
-    c->partial_chunk = row * decode_rows(p);
-    c->workspace_bytes = bytes;
-    add_stage(c, "attn_decode_lanes", chunks, p->batch * p->n_heads_kv, 1, 0);
-    add_stage(c, "attn_merge_lanes", chunks, 0, 1, 0)->groups = p->batch * p->n_heads_q * p->n_q; /* a row each */
-    return CLATTN_STATUS_SUCCESS;
+    return add_decode_stages(p, d, block_kv, "attn_merge_lanes", c);
+}
+
+/* What cl/decode.clh keeps in local memory. */
+static int64_t decode_local_bytes(const problem *p, int64_t block_q, int64_t block_kv)
+{
+    const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, piece = clattn_dtype_size(p->dtype) == 2 ? 8 : 4;
+    const int64_t turns = div_up(p->head_dim_qk, 8 * piece), keys = turns <= 2 ? 4 : turns <= 4 ? 2 : 1;
+    const int64_t cols = DECODE_GPU_WG / block_q, sums = div_up((block_q < 4 ? block_q : 4) * keys, 4);
+    const int64_t q_tile = block_q * turns * 8 * piece, s_tile = block_q * (div_up(block_kv, cols) * cols + 8);
+    const int64_t of_item = 4 * (sums > piece / 4 ? sums : piece / 4) + 1;
+    return (q_tile + s_tile + of_item * DECODE_GPU_WG) * real_size;
+}
+
+/* Of the problem alone too, but for the batch: more keys a chunk, up to a point, once there are work-groups enough. */
+static clattn_status choose_decode(const problem *p, const device_profile *d, const clattn_plan_options *o,
+                                   device_choice *c)
+{
+    const int64_t scores = p->dtype == CLATTN_DTYPE_F64 ? DECODE_GPU_SCORES / 2 : DECODE_GPU_SCORES;
+    int64_t block_q = 1, chunk = DECODE_GPU_CHUNK_LEAST;
+    while (block_q < decode_rows(p) && block_q < DECODE_GPU_ROWS) block_q *= 2;
+    const int64_t most = scores / block_q < 4096 ? scores / block_q : 4096;
+    while (chunk < DECODE_GPU_CHUNK_MOST && 2 * chunk <= most &&
+           p->n_heads_kv * div_up(p->n_kv, 2 * chunk) >= DECODE_GPU_GROUPS)
+        chunk *= 2;
+    const int64_t block_kv = block_of(o->block_kv, chunk, p->n_kv, 16, most);
+    while (block_q > 1 && decode_local_bytes(p, block_q, block_kv) > DECODE_GPU_LOCAL_MOST) block_q /= 2;
+    c->local_bytes = decode_local_bytes(p, block_q, block_kv);
+    const int64_t local_most = d->local_bytes < DECODE_GPU_LOCAL_MOST ? d->local_bytes : DECODE_GPU_LOCAL_MOST;
+    RETURN_IF(c->local_bytes > local_most || d->max_work_group_size < DECODE_GPU_WG, UNSUPPORTED,
+              "attn_decode with head_dim_qk %" PRId64 " and block_kv %" PRId64 " needs %" PRId64
+              " bytes of local memory and %d work-items; it may use %" PRId64 " and %" PRId64,
+              p->head_dim_qk, block_kv, c->local_bytes, DECODE_GPU_WG, local_most, d->max_work_group_size);
+    c->axes[AXIS_BLOCK_Q] = (int)block_q;
+    c->axes[AXIS_WG_SIZE] = DECODE_GPU_WG;
+    c->work_group_size = DECODE_GPU_WG;
+    return add_decode_stages(p, d, block_kv, "attn_merge", c);
 }
 
 static void set_tile(device_choice *c, const clattn__tile *t)
@@ -534,7 +585,8 @@ static clattn_status choose_kernel(const problem *p, const device_profile *d, co
     if (c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA) return choose_attn_fwd_mma(p, d, o, nth, c, is_last);
     *is_last = true;
     RETURN_IF(nth > 0, UNSUPPORTED, "%s has one variant", clattn_kernel_name(c->kernel));
-    if (c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) return choose_decode(p, d, o, c);
+    if (c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) return choose_decode_lanes(p, d, o, c);
+    if (c->kernel == CLATTN_KERNEL_ATTN_DECODE) return choose_decode(p, d, o, c);
     return c->kernel == CLATTN_KERNEL_ATTN_BWD_LANES ? choose_backward_lanes(p, d, o, c) : choose_lanes(p, o, c);
 }
 
@@ -570,18 +622,19 @@ static clattn_status choose(const problem *p, const device_profile *d, const cla
     c->pass = o->pass;
     c->score_source = p->score_function.source;
     c->score_derivative = backward ? p->score_function.source_derivative : NULL;
-    /* AUTO: on a CPU device the decode kernel for few rows; the matrix engine where there is one; on a CPU device the lanes
+    /* AUTO: a decode kernel for few rows; the matrix engine where there is one; on a CPU device the lanes
      * kernel; and should that fail the tiles in local memory. Of each a table's block sizes first. */
     const bool is_auto = o->kernel == CLATTN_KERNEL_AUTO;
     const clattn_kernel lanes = backward ? CLATTN_KERNEL_ATTN_BWD_LANES : CLATTN_KERNEL_ATTN_FWD_LANES;
     const clattn_kernel tiles = backward ? CLATTN_KERNEL_ATTN_BWD : CLATTN_KERNEL_ATTN_FWD;
     const bool auto_lanes = is_auto && clattn__plan_device_kernel(d, o->pass) == lanes;
-    const bool decode = auto_lanes && !backward && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST;
+    const bool decode = is_auto && !backward && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST;
     const bool mma = is_auto && !backward && d->engine != ENGINE_NONE && suits_mma(p);
     const struct {
         clattn_kernel kernel;
         bool is_wanted;
-    } order[] = {{CLATTN_KERNEL_ATTN_DECODE_LANES, decode},
+    } order[] = {{CLATTN_KERNEL_ATTN_DECODE_LANES, decode && auto_lanes},
+                 {CLATTN_KERNEL_ATTN_DECODE, decode && !auto_lanes},
                  {CLATTN_KERNEL_ATTN_FWD_MMA, mma},
                  {lanes, auto_lanes},
                  {tiles, is_auto}};

@@ -54,13 +54,19 @@ typedef struct device_choice {
     int n_stages;
     int64_t work_group_size, local_bytes;        /* of the kernel that the choice is named after */
     int64_t workspace_bytes;                     /* 0: none */
-    int64_t partial_chunk;                       /* ATTN_DECODE_LANES: reals of one chunk's partials */
+    int64_t partial_chunk;                       /* the decode kernels: reals of one chunk's partials */
     int64_t delta_at, slopes_at, partials_at;    /* backward: in the workspace, reals */
     int n_splits, n_slope_parts;                 /* backward, see backward_args */
     int64_t entries_in_turn, partials_of_entry;  /* backward: batch entries; reals */
     const char *score_source, *score_derivative; /* the app's, or NULL; valid while the plan is made */
     device_cut cut;                              /* of calls that copy their arrays */
 } device_choice;
+
+/* A GQA group's rows are one work-group's, chunk by chunk of the keys, and a merge follows. */
+static inline bool choice_splits_keys(const device_choice *c)
+{
+    return c->kernel == CLATTN_KERNEL_ATTN_DECODE || c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES;
+}
 
 /* Whether calls with host pointers let the kernels work in the caller's memory, but for overlaps and gaps. */
 bool clattn__plan_in_place(const problem *p, const device_profile *device);

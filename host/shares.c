@@ -107,10 +107,8 @@ void clattn__plan_cut(const problem *p, const device_profile *d, device_choice *
         whole.common_bytes / SHARES_BEST > SHARE_BYTES ? whole.common_bytes / SHARES_BEST : SHARE_BYTES;
     const int64_t enough = d->shares_host_memory ? INT64_MAX : most;
     if (choice->pass == CLATTN_PASS_BACKWARD || (fits && whole.common_bytes <= enough)) return;
-    /* Groups and heads are parted for want of memory only. attn_decode_lanes has a group's rows in one work-item. */
-    const cut_level end = fits || choice->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ? CUT_HEADS
-                          : p->varlen                                               ? CUT_TILES
-                                                                                    : CUT_LEVELS;
+    /* Groups and heads are parted for want of memory only. */
+    const cut_level end = fits || choice_splits_keys(choice) ? CUT_HEADS : p->varlen ? CUT_TILES : CUT_LEVELS;
     for (c->n_sets = d->shares_host_memory ? 1 : 2; c->n_sets > (fits ? 1 : 0); c->n_sets--)
         for (cut_level level = p->varlen ? CUT_GROUPS : CUT_ENTRIES; level < end; level++)
             for (int64_t n = units[level];; n = div_up(n, 2)) {

@@ -475,6 +475,12 @@ clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const t
     } else if (way->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) {
         check_block("block_kv", info.block_kv, block_kv, p->n_kv, p->dtype == CLATTN_DTYPE_F64 ? 8 : 16, 4096);
         ck_assert_int_eq(info.work_group_size, 1);
+    } else if (way->kernel == CLATTN_KERNEL_ATTN_DECODE) {
+        int64_t rows = 1; /* of a pass */
+        while (rows < p->n_q * (p->n_heads_q / p->n_heads_kv) && rows < 16) rows *= 2;
+        check_block("block_kv", info.block_kv, block_kv, p->n_kv, 16,
+                    (p->dtype == CLATTN_DTYPE_F64 ? 2048 : 4096) / rows);
+        ck_assert_int_eq(info.work_group_size, 128);
     } else {
         clattn_device_info device;
         if (test_device_info(&device) && device.local_bytes >= ROOMY) {

@@ -10,6 +10,7 @@ static const test_way ways[NUMBERS_WAYS] = {
     {"attn_fwd_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_LANES},
     {"attn_fwd", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD},
     {"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+    {"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE},
     [NUMBERS_MMA] = {"attn_fwd_mma", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_MMA},
 };
 
@@ -59,7 +60,7 @@ numbers numbers_make(uint64_t seed, uint64_t i, bool device)
     p.n[BATCH] = size_of(&s, 4);
     p.n[HEADS_KV] = size_of(&s, 6);
     p.n[GROUP] = rarely(&s, 2, 5);
-    p.n[N_Q] = p.n[WAY] == 1 || p.n[WAY] == 4 ? size_of(&s, 24) : size_of(&s, 200);
+    p.n[N_Q] = p.n[WAY] == 1 || p.n[WAY] == 4 || p.n[WAY] == 5 ? size_of(&s, 24) : size_of(&s, 200);
     p.n[N_KV] = size_of(&s, numbers_below(&s, 12) ? 300 : 2500);
     p.n[LEFT] = windows ? rarely(&s, 2, 60) : 0;
     p.n[RIGHT] =

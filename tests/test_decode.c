@@ -1,9 +1,10 @@
 /* Few query rows against many keys: the kernels that split the keys, every feature, and who chooses them. */
 #include "harness.h"
 
-enum { N_WAYS = 2 };
+enum { N_WAYS = 3 };
 static const test_way ways[N_WAYS] = {{"host decode", CLATTN_PATH_HOST, CLATTN_KERNEL_HOST_DECODE},
-                                      {"device decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES}};
+                                      {"device decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+                                      {"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE}};
 
 /* ---- right, in chunks of every size */
 
@@ -31,20 +32,28 @@ static const char *const problems[] = {
     "f64 b1 hq2 hkv1 q2 kv300 d24 softcap=3 sinks bias mask dropout=0.1:seed=3",
     "bf16 b1 hq2 hkv1 q20 kv300 d32 window=9,0 offset=280 sinks",
 };
-enum { N_PROBLEMS = sizeof problems / sizeof *problems, N_CHUNKS = 3 };
+enum { N_PROBLEMS = sizeof problems / sizeof *problems, N_CHUNKS = 3, N_WAYS_OF_CHUNKS = 2 };
 static const int64_t chunks[N_CHUNKS] = {0, 16, 240};
+
+static void check_right(int nth, const test_way *way, int64_t chunk)
+{
+    test_data *t = test_data_from_text(problems[nth], (uint64_t)nth + 1);
+    if (!test_way_context(way, t->p.dtype)) return;
+    test_reference(t);
+    test_run(t, way, 0, chunk);
+    test_compare(t, problems[nth]);
+    test_data_free(t);
+}
 
 START_TEST(right)
 {
-    const char *text = problems[_i / N_CHUNKS / N_WAYS];
-    const test_way *way = &ways[_i % N_WAYS];
-    test_data *t = test_data_from_text(text, (uint64_t)_i + 1);
-    if (!test_way_context(way, t->p.dtype)) return;
-    test_reference(t);
-    test_run(t, way, 0, chunks[_i / N_WAYS % N_CHUNKS]);
-    test_compare(t, text);
-    test_data_free(t);
+    check_right(_i / N_CHUNKS / N_WAYS_OF_CHUNKS, &ways[_i % N_WAYS_OF_CHUNKS],
+                chunks[_i / N_WAYS_OF_CHUNKS % N_CHUNKS]);
 }
+END_TEST
+
+/* Takes long to build: one size each. */
+START_TEST(right_on_gpus) { check_right(_i, &ways[2], chunks[_i % N_CHUNKS]); }
 END_TEST
 
 /* host_tile splits the keys too, when there are few query rows. */
@@ -141,7 +150,7 @@ START_TEST(chosen_on_device)
     ck_assert(test_device_info(&info));
     const clattn_path device = CLATTN_PATH_DEVICE;
     const bool cpu = !strcmp(info.type, "cpu");
-    const clattn_kernel few = cpu ? CLATTN_KERNEL_ATTN_DECODE_LANES : CLATTN_KERNEL_ATTN_FWD;
+    const clattn_kernel few = cpu ? CLATTN_KERNEL_ATTN_DECODE_LANES : CLATTN_KERNEL_ATTN_DECODE;
     const clattn_kernel many = cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD;
     ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv2 q1 kv600 d64", device), few);
     ck_assert_int_eq(kernel_of("f32 b1 hq8 hkv8 q16 kv600 d64", device), few);
@@ -202,10 +211,12 @@ Suite *test_suite(void)
 {
     Suite *s = suite_create("decode");
     TCase *t = test_case(s, "right");
-    tcase_add_loop_test(t, right, 0, N_PROBLEMS * N_CHUNKS * N_WAYS);
+    tcase_add_loop_test(t, right, 0, N_PROBLEMS * N_CHUNKS * N_WAYS_OF_CHUNKS);
     tcase_add_loop_test(t, split_tile_right, 0, N_SPLIT_TILES);
     tcase_add_loop_test(t, hidden_rows, 0, 3 * N_WAYS);
     tcase_add_loop_test(t, hidden_by_bias, 0, N_WAYS);
+    t = test_case(s, "attn_decode");
+    tcase_add_loop_test(t, right_on_gpus, 0, N_PROBLEMS);
     t = test_case(s, "choice");
     tcase_add_test(t, chosen_on_host);
     tcase_add_test(t, chosen_on_device);

@@ -27,7 +27,8 @@ static const char *const variants[] = {
 static const char *const packed[] = {"f32 hq2 hkv1 d8 varlen=19,0,7:21,5,3 causal",
                                      "f16 hq2 hkv2 d9 varlen=3,20:0,37 mask sinks"};
 static const clattn_kernel kernels[] = {CLATTN_KERNEL_ATTN_FWD_LANES, CLATTN_KERNEL_ATTN_FWD,
-                                        CLATTN_KERNEL_ATTN_DECODE_LANES, CLATTN_KERNEL_ATTN_FWD_MMA};
+                                        CLATTN_KERNEL_ATTN_DECODE_LANES, CLATTN_KERNEL_ATTN_FWD_MMA,
+                                        CLATTN_KERNEL_ATTN_DECODE};
 static const char *const backward_variants[] = {
     "f32 d6 causal",
     "f32 d20 dv9 window=7,2 softcap=3 alibi",
@@ -43,7 +44,7 @@ enum {
     VARIANTS = sizeof variants / sizeof variants[0],
     PACKED = 2,
     TEXTS = SHAPES * VARIANTS + PACKED,
-    KERNELS = 4
+    KERNELS = 5
 };
 
 static clattn_context *copying_context(void)

@@ -16,8 +16,8 @@ extern char **environ;
 
 static const float sentinel = 12345.5F;
 static const clattn_kernel kernels[] = {CLATTN_KERNEL_ATTN_FWD_LANES, CLATTN_KERNEL_ATTN_FWD,
-                                        CLATTN_KERNEL_ATTN_DECODE_LANES};
-enum { N_KERNELS = 3, N_TENSORS = 5 };
+                                        CLATTN_KERNEL_ATTN_DECODE_LANES, CLATTN_KERNEL_ATTN_DECODE};
+enum { N_KERNELS = 4, N_TENSORS = 5 };
 static const char *const names[N_TENSORS] = {"args.q", "args.k", "args.v", "args.o", "args.lse"};
 
 /* ---- the app: its own context and queue on the device under test, and clattn's context on them */
@@ -103,7 +103,8 @@ static void job_plan(job *j, clattn_path path, clattn_kernel kernel)
     ck_assert_msg(clattn_plan_create(j->a->context, &j->p, &o, &j->plan) == CLATTN_STATUS_SUCCESS, "%s",
                   clattn_last_error()->message);
     const size_t workspace = clattn_plan_workspace_size(j->plan);
-    ck_assert_int_eq(workspace > 0, kernel == CLATTN_KERNEL_ATTN_DECODE_LANES && j->p.n_q > 0);
+    const bool splits_keys = kernel == CLATTN_KERNEL_ATTN_DECODE_LANES || kernel == CLATTN_KERNEL_ATTN_DECODE;
+    ck_assert_int_eq(workspace > 0, splits_keys && j->p.n_q > 0);
     if (workspace && !j->workspace) j->workspace = buffer_make(j->a, CL_MEM_READ_WRITE, workspace, NULL);
     j->args.workspace = clattn_cl_buffer(j->workspace, 0);
 }

@@ -411,6 +411,72 @@ START_TEST(largest_allocation)
 }
 END_TEST
 
+/* ---- few query rows */
+
+typedef struct decode_case {
+    const char *text;
+    int machine;
+    clattn_kernel kernel; /* of AUTO's first variant */
+    int block_q, block_kv;
+} decode_case;
+static const decode_case decode_cases[] = {
+    {"f32 hq8 hkv2 q1 kv600 d64", 0, CLATTN_KERNEL_ATTN_DECODE, 4, 128},
+    {"bf16 hq32 hkv8 q1 kv32768 d128", 0, CLATTN_KERNEL_ATTN_DECODE, 4, 512},
+    {"bf16 b7 hq32 hkv8 q1 kv32768 d128", 0, CLATTN_KERNEL_ATTN_DECODE, 4, 512},
+    {"bf16 hq32 hkv8 q1 kv16384 d128", 0, CLATTN_KERNEL_ATTN_DECODE, 4, 256},
+    {"f16 hq128 hkv8 q1 kv32768 d128", 0, CLATTN_KERNEL_ATTN_DECODE, 16, 256},
+    {"f64 hq128 hkv8 q1 kv32768 d64", 0, CLATTN_KERNEL_ATTN_DECODE, 16, 128},
+    {"f32 hq1 q1 kv600 d3000", 0, CLATTN_KERNEL_ATTN_DECODE, 1, 128},
+    {"f32 hq4 hkv1 q1 kv600 d3000", 0, CLATTN_KERNEL_ATTN_DECODE, 2, 128},
+    {"f32 hq8 hkv2 q1 kv600 d64", 1, CLATTN_KERNEL_ATTN_DECODE, 4, 128},
+    {"f32 hq8 hkv2 q1 kv511 d64", 0, CLATTN_KERNEL_ATTN_FWD, 0, 0},
+    {"f32 hq8 hkv2 q5 kv600 d64", 0, CLATTN_KERNEL_ATTN_FWD, 0, 0},
+    {"f32 hq8 hkv2 q4 kv600 d64", 0, CLATTN_KERNEL_ATTN_DECODE, 16, 128},
+    {"f32 hq8 hkv2 q1 kv600 d64", 5, CLATTN_KERNEL_ATTN_DECODE_LANES, 4, 256},
+};
+enum { N_DECODE_CASES = sizeof decode_cases / sizeof *decode_cases };
+
+START_TEST(decode_automatic)
+{
+    const decode_case *k = &decode_cases[_i];
+    const problem p = problem_of(k->text);
+    const device_profile d = profile_of(&machines[k->machine]);
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    device_choice c;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(c.kernel, k->kernel);
+    ck_assert_int_eq(choice_splits_keys(&c), k->block_kv > 0);
+    if (!k->block_kv) return;
+    const int64_t real = p.dtype == CLATTN_DTYPE_F64 ? 8 : 4, step = 64 / real;
+    const int64_t row = up(p.head_dim_v, step) + step, chunks = up(p.n_kv, k->block_kv) / k->block_kv;
+    ck_assert_int_eq(c.axes[AXIS_BLOCK_Q], k->block_q);
+    ck_assert_int_eq(c.axes[AXIS_BLOCK_KV], k->block_kv);
+    ck_assert_int_eq(c.workspace_bytes, p.batch * p.n_heads_q * p.n_q * chunks * row * real);
+    ck_assert_int_eq(c.stages[0].groups, p.batch * p.n_heads_kv * chunks);
+    ck_assert_int_eq(c.stages[1].groups, p.batch * p.n_heads_q * p.n_q);
+    ck_assert_int_le(c.local_bytes, d.local_bytes);
+    ck_assert(!is_last);
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 1, &c, &is_last), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(c.kernel, d.is_cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD);
+}
+END_TEST
+
+/* A device or a head that it does not suit: a sentence, and the next variant. */
+START_TEST(decode_refused)
+{
+    static const char *const texts[] = {"f32 hq8 hkv2 q1 kv600 d64", "f32 hq1 q1 kv600 d20000 dv16"};
+    const problem p = problem_of(texts[_i]);
+    const device_profile d = profile_of(&machines[_i ? 0 : 2]);
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    device_choice c;
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "attn_decode with head_dim_qk"));
+    ck_assert(!is_last);
+    ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 1, &c, &is_last), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_FWD);
+}
+END_TEST
+
 /* ---- shares: what a call copies at a time */
 
 static const char *const cut_texts[] = {
@@ -1273,6 +1339,8 @@ Suite *test_suite(void)
     tcase_add_test(t, variants_of_a_huge_head);
     tcase_add_loop_test(t, device_refuses, 0, N_REFUSALS);
     tcase_add_test(t, largest_allocation);
+    tcase_add_loop_test(t, decode_automatic, 0, N_DECODE_CASES);
+    tcase_add_loop_test(t, decode_refused, 0, 2);
     tcase_add_loop_test(t, cuts, 0, N_CUT_TEXTS);
     tcase_add_test(t, cut_to_overlap);
     tcase_add_test(t, cut_that_does_not_fit);

@@ -217,6 +217,9 @@ START_TEST(other_kernels)
         {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
          "f16 hq8 hkv2 d40 varlen=1,2,1:300,20,500 sinks",
          {160000, 110000}},
+        {{"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE},
+         "f16 b3 hq4 hkv2 q2 kv600 d16 causal offset=598 bias=b,1,q,kv",
+         {150000, 100000}},
         {{"attn_fwd_mma", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_MMA},
          "f16 b2 hq4 hkv2 q70 kv93 d40 causal",
          {120000, 60000}},
@@ -392,7 +395,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(c, everything, 0, N_TEXTS * N_DEVICE_WAYS);
     tcase_add_loop_test(c, strides, 0, 2 * N_DEVICE_WAYS);
     tcase_add_loop_test(c, packed, 0, N_DEVICE_WAYS);
-    tcase_add_loop_test(c, other_kernels, 0, 3);
+    tcase_add_loop_test(c, other_kernels, 0, 4);
     c = test_case(s, "limits");
     tcase_add_test(c, limit_too_small);
     tcase_add_loop_test(c, in_place, 0, 2);

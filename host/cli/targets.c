@@ -142,6 +142,8 @@ static int add_device(target_list *list, const options *o, int index)
         t.kernel = CLATTN_KERNEL_ATTN_DECODE_LANES;
         add(list, o, &t);
     }
+    t.kernel = CLATTN_KERNEL_ATTN_DECODE; /* on a CPU device, which has its own, where asked for */
+    if (strcmp(info.type, "cpu") || o->kernel == (int)t.kernel) add(list, o, &t);
     t.kernel = CLATTN_KERNEL_ATTN_FWD;
     add(list, o, &t);
     t.kernel = CLATTN_KERNEL_ATTN_FWD_MMA; /* emulated where asked for */
@@ -159,7 +161,7 @@ int targets_open(const options *o, target_list *list)
         if (o->device) code = device_find(o->device, &only);
         if (code) return code;
     }
-    list->targets = cli_alloc("the list of devices", 4 * (int64_t)count + 2, sizeof *list->targets);
+    list->targets = cli_alloc("the list of devices", 5 * (int64_t)count + 2, sizeof *list->targets);
     if (!list->targets) return CLI_FAILED;
     target host = {.path = CLATTN_PATH_HOST, .kernel = CLATTN_KERNEL_HOST_TILE, .index = -1, .device = "-"};
     open_context(o, &host);

@@ -143,7 +143,7 @@ static clattn_status set_args(const call *c, cl_kernel kernel)
     }
     FORWARD(set_arg(kernel, &n, sizeof c->args, &c->args));
     if (backward) return set_arg(kernel, &n, sizeof c->back, &c->back);
-    if (c->plan->choice.kernel != CLATTN_KERNEL_ATTN_DECODE_LANES) return CLATTN_STATUS_SUCCESS;
+    if (!choice_splits_keys(&c->plan->choice)) return CLATTN_STATUS_SUCCESS;
     return set_arg(kernel, &n, sizeof(cl_mem), &c->b->workspace);
 }
 

@@ -53,7 +53,8 @@ typedef enum clattn_path {
     XX(HOST_BACKWARD, 8, "host_backward")   /* host path, backward: tiles of keys, one file per instruction set */     \
     XX(ATTN_BWD_LANES, 9, "attn_bwd_lanes") /* device path for CPU devices, backward: one work-item some kv tiles */   \
     XX(ATTN_BWD, 10, "attn_bwd")            /* device path, backward: tiles in local memory, scores computed twice */  \
-    XX(ATTN_FWD_MMA, 11, "attn_fwd_mma")    /* device path, f16 and bf16: products in the device's matrix engine */
+    XX(ATTN_FWD_MMA, 11, "attn_fwd_mma")    /* device path, f16 and bf16: products in the device's matrix engine */    \
+    XX(ATTN_DECODE, 12, "attn_decode")      /* device path for GPUs: few query rows, the keys in chunks */
 
 typedef enum clattn_kernel {
 #define CLATTN_KERNEL_ENUM(name, value, text) CLATTN_KERNEL_##name = value,
