@@ -217,7 +217,7 @@ START_TEST(engine_automatic)
     static const struct {
         const char *text;
         bool suits;
-    } cases[] = {{"f16 hq4 q300 kv300 d64", true},     {"bf16 hq4 q1 kv9000 d128 dv40", true},
+    } cases[] = {{"f16 hq4 q300 kv300 d64", true},     {"bf16 hq4 q100 kv9000 d128 dv40", true},
                  {"f32 hq4 q300 kv300 d64", false},    {"f64 hq4 q300 kv300 d64", false},
                  {"f16 hq4 q300 kv300 d129", false},   {"f16 hq4 q300 kv300 d64 dv136", false},
                  {"f16 hq4 q300 kv300 d3 alibi", true}};
