@@ -22,6 +22,8 @@
  *                                          +------------+
  *
  * A trial launch has n_q = 0 and one work-group; it touches no global memory. */
+#define WHOLE_LOADS 1
+#define MATMUL_UNROLL 2
 #include "forward.clh"
 #include "tile.clh"
 #include "tile_score.clh"

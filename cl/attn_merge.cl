@@ -14,7 +14,8 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void attn_merge(FO
     __local real4 sums[WG_SIZE];
     __local real part[WG_SIZE];
     if (args.n_q == 0) return; /* a trial launch */
-    const int lid = get_local_id(0), col = lid % COLS, row = lid / COLS, n = args.n_tiles;
+    const uint lid = get_local_id(0);
+    const int col = lid % COLS, row = lid / COLS, n = args.n_tiles;
     const merge_place at = merge_place_of(&args, args.first_group + (i64)get_group_id(0));
     const forward_entry entry =
         forward_entry_of(&args, at.batch, kv_lengths, query_offsets, cu_seqlens_q, cu_seqlens_kv);

@@ -89,6 +89,12 @@ bool test_device_info(clattn_device_info *info)
     }
 }
 
+static bool is_for_cpu_devices(clattn_kernel kernel)
+{
+    return kernel == CLATTN_KERNEL_ATTN_FWD_LANES || kernel == CLATTN_KERNEL_ATTN_DECODE_LANES ||
+           kernel == CLATTN_KERNEL_ATTN_BWD_LANES;
+}
+
 clattn_context *test_way_context(const test_way *way, clattn_dtype dtype)
 {
     if (way->path == CLATTN_PATH_HOST) return test_host_context();
@@ -96,6 +102,10 @@ clattn_context *test_way_context(const test_way *way, clattn_dtype dtype)
     clattn_device_info info;
     if (!context || !test_device_info(&info)) {
         test_skip(way->name, "no OpenCL device");
+        return NULL;
+    }
+    if (!strcmp(info.type, "gpu") && is_for_cpu_devices(way->kernel)) {
+        test_skip(way->name, "a kernel for CPU devices");
         return NULL;
     }
     if (dtype == CLATTN_DTYPE_F64 && !info.has_fp64) {

@@ -108,9 +108,10 @@ static clattn_status build_failed(const struct device *d, cl_program program, co
     clGetProgramBuildInfo(program, d->id, CL_PROGRAM_BUILD_LOG, 0, NULL, &size);
     char *log = calloc(1, size + 1);
     if (log) clGetProgramBuildInfo(program, d->id, CL_PROGRAM_BUILD_LOG, size, log, NULL);
+    const char *error = log ? strstr(log, "error") : NULL;
+    while (error && error > log && error[-1] != '\n') error--; /* its line names the place */
     for (char *c = log; c && *c; c++)
         if (*c == '\n') *c = ' ';
-    const char *error = log ? strstr(log, "error") : NULL;
     if (!error) error = log ? log : "";
     const clattn_status status = clattn__fail(CLATTN_STATUS_BUILD_FAILED, code, "%s did not build on %s: %.600s (%s)",
                                               name, d->profile.name, error, options);
