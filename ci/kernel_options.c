@@ -1,7 +1,8 @@
 /* The kernels that a made-up GPU would run a problem with, and their -D lists, a line each, for ci/offline:
- *   kernel_options auto|attn_fwd|attn_fwd_mma|attn_bwd "PROBLEM"
- * The GPU is NVIDIA's, with 163 KiB of local memory. */
+ *   kernel_options KERNEL|wgmma "PROBLEM" KIB            wgmma: attn_fwd_mma by that engine
+ * The GPU is NVIDIA's, with so much local memory. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <clattn/clattn.h>
@@ -10,24 +11,26 @@
 
 int main(int argc, char **argv)
 {
+    const bool wgmma = argc == 4 && !strcmp(argv[1], "wgmma");
     const device_profile gpu = {.name = "a made-up GPU",
                                 .has_fp64 = true,
-                                .local_bytes = 163 << 10,
+                                .local_bytes = argc == 4 ? strtol(argv[3], NULL, 10) << 10 : 0,
                                 .max_alloc_bytes = INT64_C(1) << 33,
                                 .max_work_group_size = 1024,
-                                .engine = ENGINE_MMA_SYNC};
+                                .engine = wgmma ? ENGINE_WGMMA : ENGINE_MMA_SYNC};
     clattn_plan_options options;
     clattn_problem given;
     problem p;
     device_choice c;
     bool is_last;
     clattn_plan_options_init(&options);
-    for (int k = 1; argc == 3 && k < 32; k++)
+    if (wgmma) options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
+    for (int k = 1; argc == 4 && k < 32; k++)
         if (!strcmp(argv[1], clattn_kernel_name((clattn_kernel)k))) options.kernel = (clattn_kernel)k;
     if (options.kernel == CLATTN_KERNEL_ATTN_BWD) options.pass = CLATTN_PASS_BACKWARD;
-    if (argc != 3 || clattn_problem_from_text(argv[2], &given) || clattn__problem_make(&given, &p) ||
+    if (argc != 4 || clattn_problem_from_text(argv[2], &given) || clattn__problem_make(&given, &p) ||
         clattn__plan_device(&p, &gpu, &options, 0, &c, &is_last)) {
-        fprintf(stderr, "kernel_options: %s\n", argc == 3 ? clattn_last_error()->message : "KERNEL PROBLEM");
+        fprintf(stderr, "kernel_options: %s\n", argc == 4 ? clattn_last_error()->message : "KERNEL PROBLEM KIB");
         return 1;
     }
     for (int s = 0; s < c.n_stages; s++) {
