@@ -45,6 +45,7 @@ enum {
     SPLITS_WANTED = 8,                /* backward: shares of the work that keep a machine busy */
     SPLITS_BYTES_MOST = 64 << 20,     /* of their partial sums of dQ, all together */
     BACKWARD_LANES_BLOCK = 64,        /* attn_bwd_lanes: rows and keys of a tile, where they fit */
+    CPU_DEVICE_BLOCK = 32,            /* attn_bwd, for a test: larger tiles take a CPU's compiler a minute */
     SMALL_GROUP = 64,                 /* most work-items of the small kernels' groups */
     BIAS_TILE = 4,                    /* attn_bwd_bias: rows and keys of a work-item, as in the kernel */
 };
@@ -547,7 +548,8 @@ static clattn_status choose_backward_lanes(const problem *p, const device_profil
 static clattn_status choose_attn_bwd(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
                                      device_choice *c, bool *is_last)
 {
-    const int64_t block = o->block_q ? o->block_q : o->block_kv;
+    const int64_t small = d->is_cpu ? CPU_DEVICE_BLOCK : 0;
+    const int64_t block = o->block_q ? o->block_q : o->block_kv ? o->block_kv : small;
     const int real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
     clattn__tile t;
     *is_last = true;
