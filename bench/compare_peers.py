@@ -208,6 +208,7 @@ def run_peer(peer, name, dtype, a):
 def run_clattn(path, case, dtype, a):
     command = [a.clattn, "bench", problem_text(case, dtype), "--json", "--path", path, "--threads", str(a.threads), "--budget",
                str(a.budget)]
+    command += ["--copies"]  # the peers' tensors are in host memory too
     command += {"decode": ["--cold"], "backward": ["--pass", "backward"]}.get(case[7], [])
     done = subprocess.run(command, capture_output=True, text=True)
     return {"why": last_line(done.stderr)[:160]} if done.returncode else json.loads(last_line(done.stdout))

@@ -42,7 +42,7 @@ if(CLATTN_OPENCL)
   clattn_add_check(test_shares 67)
 endif()
 if(TARGET clattn_program)
-  clattn_add_check(test_cli 158)
+  clattn_add_check(test_cli 162)
   add_dependencies(test_cli clattn_program)
   target_compile_definitions(test_cli PRIVATE CLATTN_TEST_PROGRAM="$<TARGET_FILE:clattn_program>"
                              CLATTN_TEST_DATA="${CMAKE_CURRENT_SOURCE_DIR}/data")

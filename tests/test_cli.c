@@ -163,9 +163,9 @@ static void expect_refused(const char *arguments, int code, const char *says)
 #define PROBLEM "'f32 b1 hq2 hkv2 q64 kv64 d16' "
 
 #if CLATTN_HAVE_OPENCL
-#define TUNE_SAYS(text) text
+#define OPENCL_SAYS(text) text
 #else
-#define TUNE_SAYS(text) "built without OpenCL"
+#define OPENCL_SAYS(text) "built without OpenCL"
 #endif
 
 typedef struct usage_case {
@@ -234,6 +234,8 @@ static const usage_case usages[] = {
     {"bench " PROBLEM "--pass sideways", 2, "--pass sideways"},
     {"bench " PROBLEM "--plot nowhere/p.svg", 2, "--plot nowhere/p.svg"},
     {"bench " PROBLEM "--plot sub", 2, "--plot sub"},
+    {"bench " PROBLEM "--resident --path host", 2, OPENCL_SAYS("--path host")},
+    {"bench " PROBLEM "--resident --copies", 2, OPENCL_SAYS("--copies")},
     {"bench 'f32 hq1 d8 varlen=3,5' --plot p.svg", 2, "varlen"},
     {"bench " PROBLEM "--plot p.svg --path device --device nosuch", 2, "--device nosuch"},
     {"forward --q q.npy --k k.npy --v v.npy -o q.npy", 2, "same file as --q"},
@@ -249,15 +251,15 @@ static const usage_case usages[] = {
     {"devices --json", 2, "--json"},
     {"devices more", 2, "more"},
     {"selftest --device nosuch", 2, "--device nosuch"},
-    {"tune", 2, TUNE_SAYS("no place for the table")},
-    {"tune --dry-run --device nosuch", 2, TUNE_SAYS("--device nosuch")},
-    {"tune --dry-run --budget 0", 2, TUNE_SAYS("--budget 0")},
-    {"tune --dry-run " PROBLEM "'f32 q3'", 2, TUNE_SAYS("hq")},
-    {"tune --dry-run 'f32 hq1 q9 kv9 d8 alibi'", 2, TUNE_SAYS("Q, K and V alone")},
-    {"tune --dry-run 'f32 hq1 q0 kv9 d8'", 2, TUNE_SAYS("nothing to time")},
-    {"tune -o sub", 2, TUNE_SAYS("-o sub")},
-    {"tune -o nowhere/t.txt", 2, TUNE_SAYS("-o nowhere/t.txt")},
-    {"tune -o q.npy", 2, TUNE_SAYS("q.npy: it is there, and no tuning table")},
+    {"tune", 2, OPENCL_SAYS("no place for the table")},
+    {"tune --dry-run --device nosuch", 2, OPENCL_SAYS("--device nosuch")},
+    {"tune --dry-run --budget 0", 2, OPENCL_SAYS("--budget 0")},
+    {"tune --dry-run " PROBLEM "'f32 q3'", 2, OPENCL_SAYS("hq")},
+    {"tune --dry-run 'f32 hq1 q9 kv9 d8 alibi'", 2, OPENCL_SAYS("Q, K and V alone")},
+    {"tune --dry-run 'f32 hq1 q0 kv9 d8'", 2, OPENCL_SAYS("nothing to time")},
+    {"tune -o sub", 2, OPENCL_SAYS("-o sub")},
+    {"tune -o nowhere/t.txt", 2, OPENCL_SAYS("-o nowhere/t.txt")},
+    {"tune -o q.npy", 2, OPENCL_SAYS("q.npy: it is there, and no tuning table")},
 };
 enum { N_USAGES = sizeof usages / sizeof *usages };
 
@@ -705,6 +707,35 @@ START_TEST(bench_json)
 }
 END_TEST
 
+/* Every tensor that a text can ask for, of each pass. */
+START_TEST(bench_resident)
+{
+    static const char *const problems[] = {
+        "f16 b2 hq4 hkv2 q20 kv48 d16 causal alibi sinks bias=1,h,q,kv:f32 mask=b,1,1,kv bshd",
+        "f32 b3 hq2 hkv1 q20 kv48 d16 offset=per-batch kvlen=per-batch dropout=0.1",
+        "f32 hq2 hkv1 d16 varlen=3,0:5,17"};
+    char arguments[256];
+    const char *pass = _i ? "backward" : "forward";
+    if (device_missing("device")) {
+        test_skip("bench_resident", "no OpenCL device");
+        return;
+    }
+    for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {
+        snprintf(arguments, sizeof arguments, "bench '%s' --resident --pass %s --budget 0.01 --json", problems[i],
+                 pass);
+        expect_good(arguments);
+        ck_assert_msg(strstr(out, "\"path\": \"device\"") && strstr(out, "\"memory\": \"device\""), "%s", out);
+        ck_assert(number_of("median_s") > 0);
+    }
+    snprintf(arguments, sizeof arguments, "bench " PROBLEM "--resident --cold --pass %s --budget 0.01", pass);
+    expect_good(arguments);
+    ck_assert_msg(strstr(out, "tensors in the device's memory") != NULL, "%s", out);
+    snprintf(arguments, sizeof arguments, "bench " PROBLEM "--copies --path device --pass %s --budget 0.01", pass);
+    expect_good(arguments);
+    ck_assert_msg(strstr(out, "tensors in host memory") != NULL, "%s", out);
+}
+END_TEST
+
 START_TEST(bench_in_words)
 {
     expect_good("bench " PROBLEM "--budget 0.05 --path host");
@@ -891,6 +922,7 @@ Suite *test_suite(void)
 
     t = add_case(s, "bench");
     tcase_add_loop_test(t, bench_json, 0, 6);
+    tcase_add_loop_test(t, bench_resident, 0, 2);
     tcase_add_test(t, bench_in_words);
     tcase_add_test(t, bench_plot);
     tcase_add_test(t, tune);

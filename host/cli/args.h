@@ -37,7 +37,7 @@ typedef struct options {
     /* what comes out */
     const char *o, *lse; /* paths, as the next line */
     const char *dq, *dk, *dv, *dbias, *dalibi, *dsinks;
-    int explain, json, cold, dry_run;
+    int explain, json, cold, resident, copies, dry_run;
     const char *plot;            /* a path */
     const char *map;             /* a path */
     int64_t map_head, map_batch; /* default 0 */

@@ -56,6 +56,8 @@ static int64_t count_of(const array_shape *a)
     return count;
 }
 
+int64_t array_bytes(const array_shape *a) { return count_of(a) * (int64_t)clattn_dtype_size(a->dtype); }
+
 void *array_alloc(const char *what, const array_shape *a)
 {
     const size_t size = clattn_dtype_size(a->dtype);

@@ -20,6 +20,9 @@ array_shape array_of_lse(const inputs *in); /* f32 [batch, n_heads_q, n_q], or o
 enum { GRADIENT_DQ, GRADIENT_DK, GRADIENT_DV, GRADIENT_DBIAS, GRADIENT_DALIBI, GRADIENT_DSINKS, N_GRADIENTS };
 array_shape array_of_gradient(const inputs *in, int which);
 
+/* Of one that there is room for. */
+int64_t array_bytes(const array_shape *a);
+
 /* Room for it, all bits set so that what is left unwritten shows as NaN. NULL: it has said why. */
 void *array_alloc(const char *what, const array_shape *a);
 

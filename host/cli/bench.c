@@ -7,6 +7,7 @@
 
 #include "arrays.h"
 #include "cli.h"
+#include "resident.h"
 #include "targets.h"
 
 enum { LEAST_RUNS = 7, MOST_COPIES = 12 };
@@ -22,6 +23,7 @@ typedef struct bench {
     clattn_backward_args backward[MOST_COPIES]; /* --pass backward: args[i] in them, */
     void *d_o, *d_qkv[3];                       /* and these, the same in all */
     clattn_pass pass;
+    resident *on; /* all of them are in the device's memory, NULL: in the host's */
     int n_copies;
     int64_t calls; /* so far; the next takes copy calls % n_copies */
 } bench;
@@ -31,11 +33,24 @@ typedef struct timings {
     size_t n, room;
 } timings;
 
-static clattn_status call(bench *b)
+static int call(bench *b)
 {
     const int64_t copy = b->calls++ % b->n_copies;
-    return b->pass == CLATTN_PASS_BACKWARD ? clattn_backward(b->r.plan, &b->backward[copy])
-                                           : clattn_forward(b->r.plan, &b->args[copy]);
+    const bool backward = b->pass == CLATTN_PASS_BACKWARD;
+    if (b->on)
+        return backward ? resident_enqueue_backward(b->on, b->r.plan, &b->backward[copy])
+                        : resident_enqueue_forward(b->on, b->r.plan, &b->args[copy]);
+    return (backward ? clattn_backward(b->r.plan, &b->backward[copy]) : clattn_forward(b->r.plan, &b->args[copy]))
+               ? cli_fail_library(NULL, NULL)
+               : CLI_OK;
+}
+
+/* That many, one after the other, until they are done. */
+static int run(bench *b, int64_t calls)
+{
+    int code = CLI_OK;
+    for (int64_t i = 0; i < calls && !code; i++) code = call(b);
+    return code || !b->on ? code : resident_finish(b->on);
 }
 
 static void *copy_of(const char *what, const void *data, int64_t bytes)
@@ -44,19 +59,10 @@ static void *copy_of(const char *what, const void *data, int64_t bytes)
     return copy ? memcpy(copy, data, (size_t)bytes) : NULL;
 }
 
-/* The bytes of K and of V, which inputs_from_text has found to fit the memory. */
-static void kv_bytes(const clattn_problem *p, int64_t *k, int64_t *v)
-{
-    const storage s = inputs_storage(p);
-    const int64_t rows = s.batch * p->n_heads_kv * s.n_kv * (int64_t)clattn_dtype_size(p->dtype);
-    *k = rows * p->head_dim_qk;
-    *v = rows * p->head_dim_v;
-}
-
 static int make_copies(bench *b, const inputs *in, void *o, int cold)
 {
-    int64_t k_bytes, v_bytes;
-    kv_bytes(&in->problem, &k_bytes, &v_bytes);
+    const array_shape k = array_of_gradient(in, GRADIENT_DK), v = array_of_gradient(in, GRADIENT_DV);
+    const int64_t k_bytes = array_bytes(&k), v_bytes = array_bytes(&v);
     b->n_copies = 1;
     while (cold && b->n_copies < MOST_COPIES && (double)b->n_copies * (double)(k_bytes + v_bytes) < cold_bytes)
         b->n_copies++;
@@ -100,6 +106,16 @@ static int prepare_backward(bench *b, const options *opt, const inputs *in, floa
     return CLI_OK;
 }
 
+/* Places copies of all that calls read and write in the device's memory. */
+static int make_resident(bench *b, const inputs *in)
+{
+    int code = resident_open(b->r.context, &b->on);
+    for (int i = 0; i < b->n_copies && !code; i++)
+        code = b->pass == CLATTN_PASS_BACKWARD ? resident_backward_args(b->on, in, &b->backward[i])
+                                               : resident_forward_args(b->on, in, &b->args[i]);
+    return code;
+}
+
 static bool add_time(timings *t, double seconds)
 {
     if (t->n == t->room) {
@@ -116,23 +132,21 @@ static bool add_time(timings *t, double seconds)
 /* Every copy once, a quarter of the budget to warm up, then the budget. */
 static int measure(bench *b, double budget, timings *t, progress *bar)
 {
-    for (int i = 0; i < b->n_copies; i++)
-        if (call(b)) return cli_fail_library(NULL, NULL);
+    int code = run(b, b->n_copies);
     double start = cli_now(), before = start;
-    if (call(b)) return cli_fail_library(NULL, NULL);
+    if (!code) code = run(b, 1);
     const double one = cli_now() - before;
     const int64_t inner = one < short_call ? (int64_t)(least_timed / (one > 1e-7 ? one : 1e-7)) : 1;
-    while (cli_now() - start < budget / 4)
-        if (call(b)) return cli_fail_library(NULL, NULL);
-    for (start = cli_now(); t->n < LEAST_RUNS || cli_now() - start < budget;) {
+    while (!code && cli_now() - start < budget / 4) code = run(b, inner);
+    for (start = cli_now(); !code && (t->n < LEAST_RUNS || cli_now() - start < budget);) {
         before = cli_now();
-        for (int64_t i = 0; i < inner; i++)
-            if (call(b)) return cli_fail_library(NULL, NULL);
+        code = run(b, inner);
         const double seconds = cli_now() - before;
-        if (!add_time(t, seconds / (double)inner)) return cli_fail(CLI_FAILED, "there is no memory for the times");
+        if (!code && !add_time(t, seconds / (double)inner))
+            code = cli_fail(CLI_FAILED, "there is no memory for the times");
         progress_add(bar, (int64_t)(seconds * 1e6));
     }
-    return CLI_OK;
+    return code;
 }
 
 /* 2 (d + dv) operations for each key that the window and the length let a query row see; backward 2.5 times as many. */
@@ -177,11 +191,11 @@ static double bytes_moved(const inputs *in, clattn_pass pass)
     return pass == CLATTN_PASS_BACKWARD ? 2 * (q + kv + o) : q + kv + o;
 }
 
-static void fill_result(const inputs *in, const clattn_plan_info *info, clattn_pass pass, const timings *t,
-                        bench_result *r)
+static void fill_result(const inputs *in, const bench *b, const timings *t, bench_result *r)
 {
+    const clattn_plan_info *info = &b->r.info;
     /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): measure took LEAST_RUNS times */
-    const double median = cli_median(t->seconds, t->n), least = t->seconds[0], flop = operations(in, pass);
+    const double median = cli_median(t->seconds, t->n), least = t->seconds[0], flop = operations(in, b->pass);
     inputs_to_text(in, r->problem);
     r->dtype = in->problem.dtype;
     r->n_q = in->problem.n_q;
@@ -191,26 +205,31 @@ static void fill_result(const inputs *in, const clattn_plan_info *info, clattn_p
     snprintf(r->instructions, sizeof r->instructions, "%s", info->instructions);
     snprintf(r->device, sizeof r->device, "%s", info->path == CLATTN_PATH_HOST ? "host" : info->device);
     r->n_threads = info->n_threads;
+    r->resident = b->on != NULL;
     r->runs = t->n;
     r->median_s = median;
     r->min_s = least;
     r->gflops = flop / median * 1e-9;
     r->gbs = bytes_read(in) / median * 1e-9;
-    r->intensity = flop / bytes_moved(in, pass);
+    r->intensity = flop / bytes_moved(in, b->pass);
 }
 
 static int bench_inputs(const options *opt, const inputs *in, void *o, float *lse, progress *bar, bench_result *r)
 {
     bench b;
     timings t = {NULL, 0, 0};
+    options how = *opt;
+    if (opt->resident) how.path = CLATTN_PATH_DEVICE;
     memset(&b, 0, sizeof b);
     b.pass = (clattn_pass)opt->pass;
-    int code = runner_open(opt, &in->problem, b.pass, &b.r);
+    int code = runner_open(&how, &in->problem, b.pass, &b.r);
     if (code) return code;
     code = make_copies(&b, in, o, opt->cold);
     if (!code && b.pass == CLATTN_PASS_BACKWARD) code = prepare_backward(&b, opt, in, lse);
+    if (!code && (opt->resident || (!opt->copies && device_has_memory(b.r.info.device)))) code = make_resident(&b, in);
     if (!code) code = measure(&b, opt->budget, &t, bar);
-    if (!code) fill_result(in, &b.r.info, b.pass, &t, r);
+    if (!code) fill_result(in, &b, &t, r);
+    resident_close(b.on);
     for (int i = 1; i < MOST_COPIES; i++) {
         free(b.k[i]);
         free(b.v[i]);

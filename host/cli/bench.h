@@ -15,6 +15,7 @@ typedef struct bench_result {
     char instructions[16]; /* of the host path */
     char device[128];      /* "host" on the host path */
     int n_threads;         /* of the host path, else 0 */
+    bool resident;         /* the tensors were in the device's memory, else in the host's */
     size_t runs;
     double median_s, min_s;
     double gflops;    /* of the operations that the window and the lengths leave */

@@ -39,6 +39,7 @@ static void print_result(const bench_result *r, machine peak, bool json)
         print_json_text("path", path);
         print_json_text("device", r->device);
         print_json_text("kernel", kernel);
+        print_json_text("memory", r->resident ? "device" : "host");
         printf("\"threads\": %d, \"runs\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"gflops\": %.6g, \"gbs\": %.6g, "
                "\"peak_gflops\": %.6g, \"share\": %.4g",
                r->n_threads, r->runs, r->median_s, r->min_s, r->gflops, r->gbs, peak.gflops, share);
@@ -50,7 +51,7 @@ static void print_result(const bench_result *r, machine peak, bool json)
     if (r->path == CLATTN_PATH_HOST)
         printf(" with %s, %d thread%s\n", r->instructions, r->n_threads, r->n_threads == 1 ? "" : "s");
     else
-        printf(" on %s\n", r->device);
+        printf(" on %s, tensors in %s\n", r->device, r->resident ? "the device's memory" : "host memory");
     printf("median %s, least %s of %zu runs\n%.1f GFLOP/s, %.1f %% of this processor's %.0f; K and V %.1f GB/s",
            cli_time_text(r->median_s).text, cli_time_text(r->min_s).text, r->runs, r->gflops, 100 * share, peak.gflops,
            r->gbs);
@@ -97,5 +98,10 @@ int cmd_bench(const options *opt)
         return cli_fail(CLI_USAGE, "there is no problem: give a text such as \"f32 b1 hq8 hkv8 q512 kv512 d64\"");
     if (opt->budget <= 0 || opt->budget > 86400)
         return cli_fail(CLI_USAGE, "--budget %g: it must be above 0 and at most 86400 seconds", opt->budget);
+    if (opt->resident && !CLATTN_HAVE_OPENCL)
+        return cli_fail(CLI_USAGE, "--resident: this clattn is built without OpenCL: there are no devices");
+    if (opt->resident && (opt->copies || opt->path == CLATTN_PATH_HOST))
+        return cli_fail(CLI_USAGE, "--resident: it wants the device path and no copies, and there is %s",
+                        opt->copies ? "--copies" : "--path host");
     return opt->plot ? bench_plot(opt) : bench_one(opt);
 }

@@ -22,6 +22,7 @@ int cmd_tune(const options *o)
 #include "inputs.h"
 #include "output.h"
 #include "progress.h"
+#include "resident.h"
 #include "targets.h"
 #include "verify.h"
 
@@ -43,9 +44,7 @@ static const char first_line[] = "clattn tuning 1\n";
 
 typedef struct tuner {
     clattn_context *context; /* without a table */
-    cl_context cl;
-    cl_command_queue queue;
-    double end; /* of the budget */
+    double end;              /* of the budget */
     char lines[MOST_PROBLEMS + 1][LINE_SIZE + 16];
     int n_lines;
 } tuner;
@@ -64,7 +63,7 @@ typedef struct contest {
     void *o; /* as the problem says */
     float *lse;
     answer a;
-    cl_mem mem[4];            /* Q, K, V, O: NULL for calls with host pointers */
+    resident *on;             /* NULL for calls with host pointers */
     clattn_forward_args args; /* of the timed calls */
     int64_t calls;            /* timed at a time */
     candidate all[MOST_CANDIDATES];
@@ -102,13 +101,13 @@ static void tick(contest *c)
 
 static int call(contest *c, const candidate *one, int64_t calls)
 {
-    clattn_status status = CLATTN_STATUS_SUCCESS;
-    for (int64_t i = 0; i < calls && !status; i++)
-        status = c->mem[0] ? clattn_enqueue_forward(one->plan, c->t->queue, &c->args, 0, NULL, NULL)
-                           : clattn_forward(one->plan, &c->args);
-    const cl_int code = c->mem[0] ? clFinish(c->t->queue) : CL_SUCCESS;
-    if (status) return cli_fail_library(NULL, NULL);
-    return code ? cli_fail(CLI_FAILED, "clFinish failed: %d", code) : CLI_OK;
+    int code = CLI_OK;
+    for (int64_t i = 0; i < calls && !code; i++)
+        if (c->on)
+            code = resident_enqueue_forward(c->on, one->plan, &c->args);
+        else if (clattn_forward(one->plan, &c->args))
+            code = cli_fail_library(NULL, NULL);
+    return code || !c->on ? code : resident_finish(c->on);
 }
 
 /* Each in its turn, another one first in each round, until that time; then their medians. */
@@ -188,29 +187,16 @@ static int count_calls(contest *c)
 
 static int to_device(contest *c)
 {
-    const clattn_problem *p = &c->in.problem;
-    const int64_t q = p->batch * p->n_heads_q * p->n_q, kv = p->batch * p->n_heads_kv * p->n_kv;
-    const int64_t elements[4] = {q * p->head_dim_qk, kv * p->head_dim_qk, kv * p->head_dim_v, q * p->head_dim_v};
-    void *const data[4] = {c->in.q, c->in.k, c->in.v, c->o};
-    clattn_buffer *const to[4] = {&c->args.q, &c->args.k, &c->args.v, &c->args.o};
-    for (int i = 0; i < 4; i++) {
-        cl_int code;
-        const size_t bytes = (size_t)elements[i] * clattn_dtype_size(p->dtype);
-        c->mem[i] = clCreateBuffer(c->t->cl, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, bytes, data[i], &code);
-        if (code)
-            return cli_fail(CLI_FAILED, "the device has no memory for %zu bytes: clCreateBuffer: %d", bytes, code);
-        *to[i] = clattn_cl_buffer(c->mem[i], 0);
-    }
+    const int code = resident_open(c->t->context, &c->on);
     c->args.lse = clattn_host_buffer(NULL);
-    return CLI_OK;
+    return code ? code : resident_forward_args(c->on, &c->in, &c->args);
 }
 
 static void contest_close(contest *c)
 {
     progress_stop(&c->bar);
     for (int i = 0; i < MOST_CANDIDATES; i++) clattn_plan_release(c->all[i].plan);
-    for (int i = 0; i < 4; i++)
-        if (c->mem[i]) clReleaseMemObject(c->mem[i]);
+    resident_close(c->on);
     answer_free(&c->a);
     free(c->o);
     free(c->lse);
@@ -426,17 +412,14 @@ static int tuner_open(const options *o, tuner *t, bool *is_cpu)
     clattn_context_options c;
     cl_device_id id;
     cl_device_type type = 0;
-    cl_int code;
     char name[128] = "";
     clattn_context_options_init(&c);
     c.tuning = "";                              /* what is shipped */
     c.program_cache = CLATTN_PROGRAM_CACHE_OFF; /* most of the programs are run once */
     c.device = o->device ? CLATTN_DEVICE_INDEX : CLATTN_DEVICE_DEFAULT;
     if (o->device && device_find(o->device, &c.device_index)) return CLI_USAGE;
-    if (clattn_context_create(&c, &t->context) || clattn_context_get_cl(t->context, &t->cl, &id))
+    if (clattn_context_create(&c, &t->context) || clattn_context_get_cl(t->context, NULL, &id))
         return cli_fail_library(o->device ? "--device" : NULL, o->device);
-    t->queue = clCreateCommandQueue(t->cl, id, 0, &code);
-    if (code) return cli_fail(CLI_FAILED, "clCreateCommandQueue failed: %d", code);
     clGetDeviceInfo(id, CL_DEVICE_TYPE, sizeof type, &type, NULL);
     clGetDeviceInfo(id, CL_DEVICE_NAME, sizeof name, name, NULL);
     *is_cpu = type & CL_DEVICE_TYPE_CPU;
@@ -496,7 +479,6 @@ int cmd_tune(const options *o)
     }
     for (int i = 0; o->dry_run && i < t.n_lines; i++) printf("%s\n", t.lines[i]);
     output_close(&file, 1);
-    if (t.queue) clReleaseCommandQueue(t.queue);
     clattn_context_release(t.context);
     return code;
 }

@@ -36,7 +36,11 @@ static const command commands[] = {
      "rows.\n" PROBLEM_NOTE,
      "PROBLEM", false, cmd_compare},
     {"bench", COMMAND_BENCH, "Times clattn_forward, or clattn_backward, on one problem.",
-     "\nThe peak is that of f32 multiply-adds on this processor, measured with the same threads (of f64, half of it).\n"
+     "\nOn a device that does not share the host's memory, tensors are in the device's, and what is timed is\n"
+     "clattn_enqueue_forward or clattn_enqueue_backward until they are done, without copies; --resident does so on "
+     "every\n"
+     "device, and --copies times calls with host pointers on every one.\n"
+     "The peak is that of f32 multiply-adds on this processor, measured with the same threads (of f64, half of it).\n"
      "--plot times n_kv of 16, 32, 64 and so on up to the problem's own, and n_q in step with it unless there are no\n"
      "more than 16, on the host and on every device; --path, --kernel and --device leave out lines. Beside them "
      "stands\n"

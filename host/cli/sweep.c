@@ -78,6 +78,7 @@ static int find_paths(const options *o, const clattn_problem *p, options paths[M
     if (o->path != CLATTN_PATH_DEVICE && (!o->kernel || host_kernel(o->kernel))) {
         paths[*n] = *o;
         paths[*n].device = NULL;
+        paths[*n].resident = 0;
         paths[(*n)++].path = CLATTN_PATH_HOST;
     }
     if (o->path == CLATTN_PATH_HOST || host_kernel(o->kernel)) return CLI_OK;
@@ -173,7 +174,8 @@ static plot_line *line_of(plot *p, const bench_result *r)
         snprintf(label, sizeof label, "%s%s with %s, %d thread%s", host, clattn_kernel_name(r->kernel), r->instructions,
                  r->n_threads, r->n_threads == 1 ? "" : "s");
     else
-        snprintf(label, sizeof label, "device path: %s on %s", clattn_kernel_name(r->kernel), r->device);
+        snprintf(label, sizeof label, "device path: %s on %s, tensors in %s memory", clattn_kernel_name(r->kernel),
+                 r->device, r->resident ? "its" : "host");
     plot_line *l = NULL;
     for (int i = 0; i < p->n_lines && !l; i++) {
         const bool same =

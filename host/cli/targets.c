@@ -38,6 +38,17 @@ int device_find(const char *text, int *index)
     return cli_fail(CLI_USAGE, "--device %s: none of the %d devices has that name", text, count);
 }
 
+bool device_has_memory(const char *name)
+{
+    int count = 0;
+    clattn_device_info info;
+    clattn_device_info_init(&info);
+    clattn_device_count(&count);
+    for (int i = 0; i < count; i++)
+        if (!clattn_device_get_info(i, &info) && !strcmp(info.name, name)) return !info.shares_host_memory;
+    return false;
+}
+
 /* Names the flag that most likely is to blame for the library's last error. */
 static int fail_plan(const options *o)
 {

@@ -10,6 +10,9 @@
 /* The index of --device's value. CLI_USAGE: no device has that index or name, and it has said so. */
 int device_find(const char *text, int *index);
 
+/* Whether the device of that name, as a plan tells it, has a memory that is not the host's. */
+bool device_has_memory(const char *name);
+
 /* A context and a plan for one pass of one problem, as the options ask; it has said why when it fails. */
 typedef struct runner {
     clattn_context *context;
