@@ -1,5 +1,5 @@
-/* For ci/offline alone: what OpenCL's built-in library does, by the compiler's own builtins, so that a kernel compiles for a GPU
- * that is not there. Never given to a device. */
+/* For ci/offline alone: what OpenCL's built-in library does, by the compiler's own builtins, so that a kernel
+ * compiles for a GPU that is not there. Never given to a device. */
 #ifndef OFFLINE_SHIM_H
 #define OFFLINE_SHIM_H
 #define SHIM static inline __attribute__((always_inline, overloadable))
@@ -43,6 +43,7 @@ SHIM float4 shim_fma(float4 a, float4 b, float4 c)
                     __builtin_fmaf(a.w, b.w, c.w));
 }
 SHIM int shim_atomic_or(volatile __local int *p, int x) { return __sync_fetch_and_or(p, x); }
+SHIM int shim_atomic_max(volatile __local int *p, int x) { return __sync_fetch_and_max(p, x); }
 SHIM uint4 shim_convert_uint4(ushort4 x) { return __builtin_convertvector(x, uint4); }
 
 #define SHIM_MEMORY(space)                                                                                             \
@@ -85,6 +86,7 @@ SHIM_VECTOR(ushort, 8)
 #define fabs shim_fabs
 #define fma shim_fma
 #define atomic_or shim_atomic_or
+#define atomic_max shim_atomic_max
 #define convert_uint4 shim_convert_uint4
 #define vload_half shim_vload_half
 #define vload_half4 shim_vload_half4

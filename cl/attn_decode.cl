@@ -1,5 +1,6 @@
-/* Flash attention, forward, of few query rows, for GPUs: the keys are split in chunks of BLOCK_KV, and one work-group reads its
- * chunk of K and V once for up to BLOCK_Q rows of the GQA group. K and V are not staged: no other work-item wants what one reads.
+/* Flash attention, forward, of few query rows, for GPUs: the keys are split in chunks of BLOCK_KV, and one
+ * work-group reads its chunk of K and V once for up to BLOCK_Q rows of the GQA group. K and V are not staged: no
+ * other work-item wants what one reads.
  *
  *      keys ->   chunk 0      chunk 1      chunk 2         for BLOCK_Q rows of (head of the group, query row):
  *   rows   +------------+------------+------------+            load Q;  S = Q K';  S = score(S);  S = mask(S)
@@ -48,7 +49,7 @@ WG_KERNEL void attn_decode(FORWARD_PARAMETERS, __global real *restrict partials)
             scores_take(s, (__local const real *)s_tile, n, scale, row, col);
             tile_score(s, &mine.src, mine.i, entry.n_q, first, end, 0, col);
             if (cut) tile_mask(s, band, &mine.src, mine.i, entry.n_q, first, end, -INFINITY, 0, col);
-            row_state_update(&state, s, 1, rescale, row_part, row, col);
+            row_state_update(&state, s, rescale, row_part, row, col);
             tile_dropout(s, &args, mine.at, dropout_scale, mine.i, first, 0, col);
             if (cut) tile_mask(s, band, &mine.src, mine.i, entry.n_q, first, end, PROB_HIDDEN, 0, col);
             probs_put((__local real *)s_tile, s, row, col);

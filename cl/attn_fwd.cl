@@ -40,7 +40,6 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
     __local int mask_found;
     const uint lid = get_local_id(0);
     const int row = tile_row(lid), col = tile_col(lid);
-    const real factor = SCORED || !(scale > 0) ? 1 : scale; /* what is left for row_state_update to scale by */
 
     const attn_place at = attn_place_of(args.first_group + (i64)get_group_id(0), max_int(args.n_tiles, 1),
                                         max_int(args.n_heads_q, 1), max_int(args.gqa_group, 1));
@@ -79,11 +78,11 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
             tile_matmul_nt(s, q_slice(stage + Q_AT, d0), stage + K_AT, row, col);
             barrier(CLK_LOCAL_MEM_FENCE);
         }
-        if (factor == 1) tile_scale(s, scale);
+        tile_scale(s, scale);
         tile_score(s, &src, row_first, n_q, j0, j_end, row, col);
 
         if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, -INFINITY, row, col);
-        row_state_update(&state, s, factor, rescale, row_part, row, col);
+        row_state_update(&state, s, rescale, row_part, row, col);
         tile_dropout(s, &args, at, dropout_scale, row_first, j0, row, col);
         if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, PROB_HIDDEN, row, col);
         tile_share(p_tile, s, row, col);

@@ -1,5 +1,6 @@
-/* Tiled attention, forward, for matrix engines: Q, P and O stay in registers as the engine's fragments, K and V are staged in
- * local memory as they are stored, in 16 bits. Scores, row state and sums are f32; P is rounded to the storage type.
+/* Tiled attention, forward, for matrix engines: Q, P and O stay in registers as the engine's fragments, K and V are
+ * staged in local memory as they are stored, in 16 bits. Scores, row state and sums are f32; P is rounded to the
+ * storage type.
  *
  *   copy Q and the first block of K and V; m = -inf, l = 0, O = 0
  *   for each kv block that the tile's rows see:
@@ -34,13 +35,13 @@
 
 WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
 {
-    /* each stage: K [BLOCK_KV, 16 QK_STEPS], V [BLOCK_KV, 16 V_STEPS]; at first Q [BLOCK_Q, 16 QK_STEPS] in the second */
+    /* each stage: K [BLOCK_KV, 16 QK_STEPS], V [BLOCK_KV, 16 V_STEPS]; at first Q [BLOCK_Q, 16 QK_STEPS] in the
+     * second */
     __local ushort stages[2 * STAGE_SIZE] __attribute__((aligned(TILE_ALIGN)));
     __local real4 exchange[EXCHANGE_SIZE4]; /* the engine's own */
     __local int mask_found, v_is_special[2];
     const uint lid = get_local_id(0);
     const int row = tile_row(lid), col = tile_col(lid);
-    const real factor = SCORED || !(scale > 0) ? 1 : scale; /* what is left for row_state_update to scale by */
 
     const attn_place at = attn_place_of(args.first_group + (i64)get_group_id(0), max_int(args.n_tiles, 1),
                                         max_int(args.n_heads_q, 1), max_int(args.gqa_group, 1));
@@ -76,7 +77,8 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
         __local ushort *stage = stages + turn * STAGE_SIZE;
         const int band_cuts = mask_cuts(band, row_first, row_last, j0, j0 + BLOCK_KV);
         copy_wait();
-        if (MASK || band_cuts) tile_clean(stage + V_AT, BLOCK_KV, V_STEPS, &v_is_special[turn], lid);
+        const int cleans = MASK || band_cuts;
+        if (cleans) tile_clean(stage + V_AT, BLOCK_KV, V_STEPS, &v_is_special[turn], j0 + 1, lid);
         copy_fence();
         barrier(CLK_LOCAL_MEM_FENCE);
         kv_copy(stages + (turn ^ 1) * STAGE_SIZE, k, args.k_row, v, args.v_row, j0 + BLOCK_KV, j_end, lid);
@@ -89,16 +91,16 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
         real rescale[TILE_M];
 
         tile_matmul_nt(s, q_part, exchange, stage, lid);
-        if (factor == 1) tile_scale(s, scale);
+        tile_scale(s, scale);
         tile_score(s, &src, row_first, n_q, j0, j_end, row, col);
 
         if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, -INFINITY, row, col);
-        row_state_update(&state, s, factor, rescale, exchange + ROW_PART_AT, row, col);
+        row_state_update(&state, s, rescale, exchange + ROW_PART_AT, row, col);
         tile_dropout(s, &args, at, 1, row_first, j0, row, col);
         p_fragments(p, exchange, s, lid);
 
         tile_matmul_nn(acc, rescale, p, exchange, stage + V_AT, lid);
-        if (cut && v_is_special[turn])
+        if (cleans && v_is_special[turn] == j0 + 1)
             tile_add_special(acc, stage, p, v, args.v_row, band, &src, row_first, n_q, j0, j_end, row, col);
     }
 

@@ -1,5 +1,5 @@
-/* The partials of attn_decode -> O and LSE. One work-group: one query row of one head; its work-items stand side by side on the
- * columns, four each, and share the chunks. */
+/* The partials of attn_decode -> O and LSE. One work-group: one query row of one head; its work-items stand side by
+ * side on the columns, four each, and share the chunks. */
 #include "partials.clh"
 #include "storage4.clh"
 

@@ -34,4 +34,8 @@ clattn_status clattn__device_add_binaries(device *d, const void *data, size_t si
 clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
                                  const clattn_backward_args *backward, bool copy);
 
+/* PTX as NVIDIA's driver gives it, in place: the target sm_90a, and no marks around its instructions; else
+ * BUILD_FAILED. */
+clattn_status clattn__ptx_for_90a(char *ptx, size_t size);
+
 #endif

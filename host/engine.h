@@ -10,8 +10,8 @@ extern const char *const clattn__engine_names[ENGINE_COUNT];
 /* What a device that fails with this one may have yet. */
 matrix_engine clattn__engine_below(matrix_engine engine);
 
-/* SUCCESS when attn_fwd_mma by this engine gives attn_fwd's numbers on a small problem of this type, else why the engine is
- * left aside. Found out once per context. */
+/* SUCCESS when attn_fwd_mma by this engine gives attn_fwd's numbers on a small problem of this type, else why the
+ * engine is left aside. Found out once per context. */
 clattn_status clattn__engine_check(clattn_context *context, device *d, matrix_engine engine, clattn_dtype dtype);
 
 #endif

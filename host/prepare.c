@@ -11,6 +11,8 @@
 #include "error.h"
 #include "tuning.h"
 
+enum { USUAL_LOCAL_BYTES = 48 << 10 };
+
 static const char *last_sentence(void) { return clattn_last_error()->message; }
 
 /* AUTO chose the matrix engine, which must have passed its trial. */
@@ -40,7 +42,8 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
             status = clattn__engine_check(plan->context, d, usable.engine, plan->problem.dtype);
             if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
             if (status != CLATTN_STATUS_SUCCESS) {
-                text_add(why, "refused: %.500s\n", last_sentence());
+                text_add(why, "refused: attn_fwd_mma by %s: %.450s\n", clattn__engine_names[usable.engine],
+                         last_sentence());
                 usable.engine = clattn__engine_below(usable.engine);
                 nth = -1;
                 continue;
@@ -52,8 +55,18 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
             tried = true;
             clattn__error_save(&failure);
         }
-        /* With a table's sizes neither is the last word: the shipped ones come next. */
-        const bool is_over = (status == CLATTN_STATUS_BUILD_FAILED && plan->choice.score_source) ||
+        if (is_last && options->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && usable.engine > ENGINE_EMULATED) {
+            text_add(why, "refused: attn_fwd_mma by %s: %.450s\n", clattn__engine_names[usable.engine],
+                     last_sentence());
+            usable.engine = clattn__engine_below(usable.engine);
+            nth = -1;
+            continue;
+        }
+        /* What an app's function does to a build it does to all, unless the kernel is one that a driver may refuse.
+         * With a table's sizes neither is the last word: the shipped ones come next. */
+        const bool is_usual =
+            plan->choice.local_bytes <= USUAL_LOCAL_BYTES && plan->choice.axes[AXIS_MMA] != ENGINE_WGMMA;
+        const bool is_over = (status == CLATTN_STATUS_BUILD_FAILED && plan->choice.score_source && is_usual) ||
                              status == CLATTN_STATUS_OUT_OF_HOST_MEMORY;
         if (is_last && tried) {
             clattn__error_restore(&failure);

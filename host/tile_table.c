@@ -1,7 +1,7 @@
-/* Which tiles attn_fwd tries, best first, and attn_bwd further down. A head dimension uses the rows of the smallest class
- * that holds it, then those of the class that holds any. From sizes that compile for sm_90 without a spill (182 registers
- * at d = 64, 238 at 128) down to what 16 KiB of local memory and 64 work-items allow; the last row of a type is for devices
- * that allow neither. */
+/* Which tiles attn_fwd tries, best first, and attn_bwd further down. A head dimension uses the rows of the smallest
+ * class that holds it, then those of the class that holds any. From sizes that compile for sm_90 without a spill
+ * (182 registers at d = 64, 238 at 128) down to what 16 KiB of local memory and 64 work-items allow; the last row of
+ * a type is for devices that allow neither. */
 #include "tile_table.h"
 
 #include <limits.h>

@@ -1,4 +1,5 @@
-/* Tile configurations of cl/attn_fwd.cl and cl/attn_bwd.cl: data, and the arithmetic to choose from it. Pure; knows no OpenCL. */
+/* Tile configurations of cl/attn_fwd.cl and cl/attn_bwd.cl: data, and the arithmetic to choose from it. Pure; knows
+ * no OpenCL. */
 #ifndef CLATTN_TILE_TABLE_H
 #define CLATTN_TILE_TABLE_H
 
@@ -39,8 +40,8 @@ const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_
                                           int64_t local_bytes, int64_t max_wg, int64_t block_q, int64_t block_kv,
                                           int skip, clattn__tile *out);
 
-/* The same for attn_bwd and attn_bwd_dq. Their tiles are square, of at most `block` rows (0: any; there is always one of
- * 16), and serve every head dimension: of a wide head they sum a part of the columns at a time. */
+/* The same for attn_bwd and attn_bwd_dq. Their tiles are square, of at most `block` rows (0: any; there is always
+ * one of 16), and serve every head dimension: of a wide head they sum a part of the columns at a time. */
 int64_t clattn__tile_backward_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v);
 const clattn__tile *clattn__tile_pick_backward(int64_t head_dim_qk, int64_t head_dim_v, int real_size,
                                                int64_t local_bytes, int64_t max_wg, int64_t block, int skip,

@@ -157,6 +157,16 @@ END_TEST
 /* At a window's edges, in whole blocks that all rows see, behind kv_length, and in K and Q. */
 static const char *const windows[] = {"causal", "window=9,5 offset=20", "kvlen=61", "window=40,-1 offset=30"};
 
+static void set_special_values(test_data *t, int dim)
+{
+    const double special[] = {NAN, INFINITY, -INFINITY, NAN, INFINITY};
+    for (int n = 0; n < COUNT(special); n++)
+        for (int d = n; d < dim; d += 7) test_set(t, 'v', 0, n % 2, (int[]){5, 33, 60, 61, 100}[n], d, special[n]);
+    test_set_row(t, 'k', 0, 0, 62, NAN);
+    test_set_row(t, 'v', 0, 1, 149, NAN);
+    test_set(t, 'q', 0, 1, 13, 3, NAN);
+}
+
 START_TEST(nan_in_windows)
 {
     char text[100];
@@ -164,13 +174,23 @@ START_TEST(nan_in_windows)
     snprintf(text, sizeof text, "%s b1 hq2 hkv2 q70 kv150 d40 %s", clattn_dtype_name(types[_i % TYPES]),
              windows[_i / TYPES % 4]);
     test_data *t = test_data_from_text(text, 8 + (uint64_t)_i / TYPES / 4);
-    const double special[] = {NAN, INFINITY, -INFINITY, NAN};
-    for (int n = 0; n < 4; n++)
-        for (int d = n; d < 40; d += 7) test_set(t, 'v', 0, n % 2, (int[]){5, 33, 60, 61}[n], d, special[n]);
-    test_set_row(t, 'k', 0, 0, 62, NAN);
-    test_set_row(t, 'v', 0, 1, 149, NAN);
-    test_set(t, 'q', 0, 1, 13, 3, NAN);
+    set_special_values(t, 40);
     run(t, BLOCK, BLOCK, "NaN in a window");
+}
+END_TEST
+
+/* In the tiles that the plan chooses, of heads that are narrower than those are high; a mask that hides nothing in some blocks. */
+START_TEST(nan_in_default_tiles)
+{
+    static const char *const texts[] = {
+        "bf16 b1 hq2 hkv2 q150 kv200 d16 causal", "f16 b1 hq2 hkv2 q150 kv200 d64 causal",
+        "f16 b1 hq2 hkv2 q150 kv200 d16 mask=1,1,q,kv", "bf16 b1 hq2 hkv2 q150 kv200 d64 mask=1,1,q,kv"};
+    if (is_missing()) return;
+    test_data *t = test_data_from_text(texts[_i], 8);
+    for (int i = 0; t->mask && i < 150; i++)
+        for (int j = 0; j < 128; j++) t->mask[i * 200 + j] = 1;
+    set_special_values(t, (int)t->p.head_dim_qk);
+    run(t, 0, 0, "NaN in a default tile");
 }
 END_TEST
 
@@ -257,6 +277,35 @@ START_TEST(automatic)
 }
 END_TEST
 
+/* Of engines that the device cannot have the plan says so, one after the other, and ends with the emulation. */
+START_TEST(engines_fall)
+{
+    clattn_context_options options;
+    clattn_plan_options plan_options;
+    clattn_context *context;
+    clattn_plan *plan;
+    if (is_missing()) return;
+    test_context_options(&options);
+    setenv("CLATTN_MMA", "wgmma", 1);
+    test_ok(clattn_context_create(&options, &context));
+    unsetenv("CLATTN_MMA");
+    test_data *t = test_data_from_text("bf16 b1 hq2 hkv2 q40 kv50 d16", 2);
+    clattn_plan_options_init(&plan_options);
+    plan_options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
+    test_ok(clattn_plan_create(context, &t->p, &plan_options, &plan));
+    const char *why = clattn_plan_explain(plan), *wgmma = strstr(why, "refused: attn_fwd_mma by wgmma: ");
+    const char *mma_sync = strstr(why, "refused: attn_fwd_mma by mma_sync: ");
+    ck_assert_msg(!strstr(why, "matrix engine: emulated") == !mma_sync, "%s", why);
+    ck_assert_msg(!mma_sync || (wgmma && wgmma < mma_sync), "%s", why);
+    test_reference(t);
+    test_forward(t, plan);
+    test_compare(t, "engines fall");
+    test_data_free(t);
+    clattn_plan_release(plan);
+    clattn_context_release(context);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *s = suite_create("mma");
@@ -272,9 +321,11 @@ Suite *test_suite(void)
     c = test_case(s, "nan");
     tcase_add_loop_test(c, nan_behind_a_mask, 0, 2 * TYPES);
     tcase_add_loop_test(c, nan_in_windows, 0, 2 * 4 * TYPES);
+    tcase_add_loop_test(c, nan_in_default_tiles, 0, 4);
     tcase_add_loop_test(c, fully_hidden, 0, 5);
     c = test_case(s, "decisions");
     tcase_add_loop_test(c, refuses, 0, COUNT(refused));
     tcase_add_test(c, automatic);
+    tcase_add_test(c, engines_fall);
     return s;
 }

@@ -107,16 +107,6 @@ static bool may_use_amx(void)
 static bool may_use_amx(void) { return false; }
 #endif
 
-/* vdpbf16ps does two multiply-adds a lane; on Intel's processors half as often as f32's, which then need no packing. */
-static int rung_without_amx(void)
-{
-#ifdef CLATTN_X86
-    unsigned a, b, c, d;
-    if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_INTEL_ebx) return RUNG_AVX512_BF16;
-#endif
-    return RUNG_AVX512;
-}
-
 static int highest_rung(void)
 {
 #ifdef CLATTN_X86
@@ -130,7 +120,7 @@ static int highest_rung(void)
 #ifdef CLATTN_AMX
             if (has_amx()) return RUNG_AMX_BF16;
 #endif
-            return rung_without_amx();
+            return RUNG_AVX512_BF16;
         }
         return RUNG_AVX2;
     }
@@ -139,6 +129,18 @@ static int highest_rung(void)
 }
 
 static const char *const rung_names[RUNG_COUNT] = {"portable", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
+
+/* vdpbf16ps does two multiply-adds a lane, on Intel's processors half as often as f32's are done, which need no
+ * packing. */
+static bool bf16_pays(void)
+{
+#ifdef CLATTN_X86
+    unsigned a, b, c, d;
+    return !__get_cpuid(0, &a, &b, &c, &d) || b != signature_INTEL_ebx;
+#else
+    return true;
+#endif
+}
 
 static int rung_in_use(void)
 {
@@ -152,7 +154,8 @@ static int rung_in_use(void)
 const host_ops *clattn__host_ops(clattn_dtype dtype)
 {
     int rung = rung_in_use();
-    if (rung == RUNG_AMX_BF16 && dtype == CLATTN_DTYPE_BF16 && !may_use_amx()) rung = rung_without_amx();
+    if (rung == RUNG_AMX_BF16 && dtype == CLATTN_DTYPE_BF16 && !may_use_amx()) rung = RUNG_AVX512_BF16;
+    if (rung == RUNG_AVX512_BF16 && !bf16_pays() && !getenv("CLATTN_CPU")) rung = RUNG_AVX512;
     return ladder[rung][dtype == CLATTN_DTYPE_F64 ? 0 : dtype == CLATTN_DTYPE_BF16 ? 1 : 2];
 }
 

@@ -110,8 +110,8 @@ enum {
     BLOCK_RESERVE = 16
 }; /* the driver's own of a work-group's local memory, and what alignment may take */
 
-/* Local memory that one work-group may have (CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"):
- * kernels that declare more than the 48 KiB which OpenCL reports are built all the same. */
+/* Local memory that one work-group may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
+ * Capability"): kernels that declare more than the 48 KiB which OpenCL reports are built all the same. */
 static int64_t nvidia_local_bytes(int64_t capability)
 {
     switch (capability) {
@@ -127,8 +127,8 @@ static int64_t nvidia_local_bytes(int64_t capability)
     }
 }
 
-/* What OpenCL does not tell of NVIDIA's devices. CLATTN_MMA names the engine, "none", "emulated", "mma_sync" or "wgmma", whatever
- * the device has. */
+/* What OpenCL does not tell of NVIDIA's devices. CLATTN_MMA names the engine, "none", "emulated", "mma_sync" or
+ * "wgmma", whatever the device has. */
 static void probe_nvidia(probe *d, device_profile *p)
 {
     char extensions[8192];

@@ -11,8 +11,8 @@
 #include "../error.h"
 #include "cache.h"
 
-/* A built variant. A cl_kernel's arguments are set and enqueued under its lock: OpenCL gives one cl_kernel to one thread
- * at a time. */
+/* A built variant. A cl_kernel's arguments are set and enqueued under its lock: OpenCL gives one cl_kernel to one
+ * thread at a time. */
 typedef struct device_kernel {
     struct device_kernel *next;
     char *key; /* kernel name, -D list, the app's score function and its derivative */
@@ -56,21 +56,20 @@ clattn_status clattn__cl_fail(const char *call, cl_int code);
 /* A device on the app's context. */
 clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **d);
 
-/* The built variant of a stage's kernel, from the device's own or made now: of a binary of the app's, of one on disk, or of the
- * source. */
+/* The built variant of a stage's kernel, from the device's own or made now: of a binary of the app's, of one on
+ * disk, or of the source. */
 clattn_status clattn__device_kernel(struct device *d, clattn_context *context, const device_stage *stage,
                                     const device_choice *choice, device_kernel **kernel);
 void clattn__device_kernel_free(device_kernel *kernel);
 
-/* *program, to be built: what was built for sm_90, for sm_90a and with the instructions that stood in comments. name: the
- * kernel's. */
-clattn_status clattn__ptx_uncover_90a(const struct device *d, const char *name, cl_program built, cl_program *program);
+/* *program, to be built: what was built for sm_90, for sm_90a and with the instructions that stood in comments. */
+clattn_status clattn__ptx_uncover_90a(const struct device *d, cl_program built, cl_program *program);
 
 /* Takes those of the kernels that were made from binaries out of use, for one of them does not run. Were there any? */
 bool clattn__device_kernels_retire(struct device *d, device_kernel *const *kernels, int n);
 
-/* Puts a kernel that was built from source and has run on disk. Some drivers compile when it runs, and have the whole binary
- * only then. */
+/* Puts a kernel that was built from source and has run on disk. Some drivers compile when it runs, and have the
+ * whole binary only then. */
 void clattn__device_kernel_keep(const struct device *d, const clattn_context *context, const device_stage *stage,
                                 device_kernel *kernel);
 

@@ -1,4 +1,5 @@
-/* A choice -> a built kernel: the -D list, the source with its includes put in, the build, the device's built kernels. */
+/* A choice -> a built kernel: the -D list, the source with its includes put in, the build, the device's built
+ * kernels. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -187,10 +188,10 @@ static clattn_status kernel_build(const struct device *d, const device_stage *st
     if (!record && choice->axes[AXIS_MMA] == ENGINE_WGMMA) {
         cl_program covered = k->program;
         k->program = NULL;
-        clattn_status status = clattn__ptx_uncover_90a(d, stage->name, covered, &k->program);
+        clattn_status status = clattn__ptx_uncover_90a(d, covered, &k->program);
         clReleaseProgram(covered);
         FORWARD(status);
-        FORWARD(program_build(d, k->program, stage, ""));
+        FORWARD(program_build(d, k->program, stage, options));
     }
     k->kernel = clCreateKernel(k->program, stage->name, &code);
     RETURN_IF_CL("clCreateKernel", code);

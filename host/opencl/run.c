@@ -168,8 +168,8 @@ clattn_status clattn__late(clattn_status status)
                         error.message);
 }
 
-/* One stage over work-groups [first, end), in as many launches as that takes, each after the one before. is_last: of the
- * call. */
+/* One stage over work-groups [first, end), in as many launches as that takes, each after the one before. is_last: of
+ * the call. */
 static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end, bool is_last)
 {
     device_kernel *k = c->plan->kernels[stage];
