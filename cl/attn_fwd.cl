@@ -60,7 +60,7 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
     o_row acc[TILE_M]; /* this work-item's part of O [BLOCK_Q, HEAD_DIM_V] */
     row_state state;
     q_tile_load(stage + Q_AT, q, args.q_row, row_first, n_q, lid);
-    row_state_init(&state, sink_of(&args, at, sinks), col);
+    row_state_init(&state, sink_of(&args, at.head, sinks), col);
     tile_zero_o(acc);
 
     for (int j0 = j_first; j0 < j_end; j0 += BLOCK_KV) {

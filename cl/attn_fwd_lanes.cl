@@ -38,7 +38,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORW
 
     q_load(q_tile, q, args.q_row, row_first, n_q, scale);
     for (int i = 0; i < O_COLUMNS * ROW_VECTORS; i++) o_tile[i] = (vec)(0);
-    const real sink = sink_of(&args, at, sinks); /* a logit without a value */
+    const real sink = sink_of(&args, at.head, sinks); /* a logit without a value */
     for (int r = 0; r < ROW_VECTORS; r++) {
         m[r] = (vec)(sink);
         l[r] = (vec)(sink == -INFINITY ? 0 : 1);

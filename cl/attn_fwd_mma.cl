@@ -69,7 +69,7 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
     copy_wait();
     barrier(CLK_LOCAL_MEM_FENCE);
     q_fragments(q_part, exchange, stages + STAGE_SIZE, lid);
-    row_state_init(&state, sink_of(&args, at, sinks), col);
+    row_state_init(&state, sink_of(&args, at.head, sinks), col);
     tile_zero_o(acc);
 
     int turn = 0;

@@ -4,7 +4,6 @@
 #include "storage4.clh"
 
 #define PIECES DIV_UP(HEAD_DIM_V, 4)
-#define POWER_UP(n) ((n) > 32 ? 64 : (n) > 16 ? 32 : (n) > 8 ? 16 : (n) > 4 ? 8 : (n) > 2 ? 4 : (n) > 1 ? 2 : 1)
 #define COLS (PIECES > WG_SIZE / 2 ? WG_SIZE : POWER_UP(PIECES))
 #define ROWS (WG_SIZE / COLS) /* chunks at a time */
 
@@ -21,10 +20,9 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void attn_merge(FO
         forward_entry_of(&args, at.batch, kv_lengths, query_offsets, cu_seqlens_q, cu_seqlens_kv);
     if (at.row >= entry.n_q) return; /* a shorter sequence than the longest */
     partials += merge_partial_at(&args, at, entry.n_q);
-    o += args.o_at + at.batch_in_tensors * args.o_batch + at.head * args.o_head +
-         (entry.q_row_first + at.row) * args.o_row;
+    o += merge_o_at(&args, at, &entry);
 
-    const real sink = SINKS ? sinks[args.sinks_at + at.head] * (SCORED ? 1 : REAL_LOG2E) : -INFINITY;
+    const real sink = sink_of(&args, at.head, sinks);
     real m = sink;
     for (int c = lid; c < n; c += WG_SIZE) m = fmax(m, partials[c * args.partial_chunk + PARTIAL_M]);
     part[lid] = m;
@@ -54,9 +52,6 @@ __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void attn_merge(FO
             if (SINKS) l += exp2((sink - base) * SCORE_UNIT);
             store4(o + d, d, HEAD_DIM_V, l == 0 ? (real4)(0) : sum / l);
         }
-        if (lid == 0 && d0 == 0 && args.has_lse)
-            lse[args.lse_at + at.batch_in_tensors * args.lse_batch + at.head * args.lse_head +
-                (entry.q_row_first + at.row) * args.lse_row] =
-                l == 0 ? -INFINITY : (float)(m * SCORE_LN + log2(l) * REAL_LN2);
+        if (lid == 0 && d0 == 0 && args.has_lse) lse[merge_lse_at(&args, at, &entry)] = row_lse(m, l);
     }
 }

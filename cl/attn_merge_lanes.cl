@@ -10,10 +10,9 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_merge_lanes(FO
         forward_entry_of(&args, at.batch, kv_lengths, query_offsets, cu_seqlens_q, cu_seqlens_kv);
     if (at.row >= entry.n_q) return; /* a shorter sequence than the longest */
     partials += merge_partial_at(&args, at, entry.n_q);
-    o += args.o_at + at.batch_in_tensors * args.o_batch + at.head * args.o_head +
-         (entry.q_row_first + at.row) * args.o_row;
+    o += merge_o_at(&args, at, &entry);
 
-    const real sink = SINKS ? sinks[args.sinks_at + at.head] * (SCORED ? 1 : REAL_LOG2E) : -INFINITY;
+    const real sink = sink_of(&args, at.head, sinks);
     real m = sink, l = 0;
     for (int c = 0; c < args.n_tiles; c++) {
         const real x = partials[c * args.partial_chunk + PARTIAL_M];
@@ -33,7 +32,5 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_merge_lanes(FO
         }
         store_columns(o + d, d, HEAD_DIM_V, l == 0 ? (vec)(0) : sum / l);
     }
-    if (args.has_lse)
-        lse[args.lse_at + at.batch_in_tensors * args.lse_batch + at.head * args.lse_head +
-            (entry.q_row_first + at.row) * args.lse_row] = l == 0 ? -INFINITY : (float)(m * SCORE_LN + log(l));
+    if (args.has_lse) lse[merge_lse_at(&args, at, &entry)] = l == 0 ? -INFINITY : (float)(m * SCORE_LN + log(l));
 }

@@ -21,6 +21,14 @@ static bool is_engines(const device_choice *c, const clattn_plan_options *option
     return c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && options->kernel == CLATTN_KERNEL_AUTO;
 }
 
+/* On with a lesser engine, from its first variant. */
+static void leave_engine(device_profile *usable, text *why, int *nth)
+{
+    text_add(why, "refused: attn_fwd_mma by %s: %.450s\n", clattn__engine_names[usable->engine], last_sentence());
+    usable->engine = clattn__engine_below(usable->engine);
+    *nth = -1;
+}
+
 /* Tries the device's variants, best first, until one builds, fits and runs. When none does, the answer is what
  * became of the last that was tried, or why none could be. */
 static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options *options, text *why)
@@ -42,10 +50,7 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
             status = clattn__engine_check(plan->context, d, usable.engine, plan->problem.dtype);
             if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
             if (status != CLATTN_STATUS_SUCCESS) {
-                text_add(why, "refused: attn_fwd_mma by %s: %.450s\n", clattn__engine_names[usable.engine],
-                         last_sentence());
-                usable.engine = clattn__engine_below(usable.engine);
-                nth = -1;
+                leave_engine(&usable, why, &nth);
                 continue;
             }
         }
@@ -56,10 +61,7 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
             clattn__error_save(&failure);
         }
         if (is_last && options->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && usable.engine > ENGINE_EMULATED) {
-            text_add(why, "refused: attn_fwd_mma by %s: %.450s\n", clattn__engine_names[usable.engine],
-                     last_sentence());
-            usable.engine = clattn__engine_below(usable.engine);
-            nth = -1;
+            leave_engine(&usable, why, &nth);
             continue;
         }
         /* What an app's function does to a build it does to all, unless the kernel is one that a driver may refuse.

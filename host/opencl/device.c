@@ -100,15 +100,11 @@ static void device_text(probe *d, cl_device_info what, char *to, size_t size)
     snprintf(to, size, "%.*s", (int)size - 1, all);
 }
 
-enum {
-    COMPUTE_CAPABILITY_MAJOR_NV = 0x4000,
-    COMPUTE_CAPABILITY_MINOR_NV = 0x4001
-}; /* of cl_nv_device_attribute_query */
+/* Of cl_nv_device_attribute_query. */
+enum { COMPUTE_CAPABILITY_MAJOR_NV = 0x4000, COMPUTE_CAPABILITY_MINOR_NV = 0x4001 };
 
-enum {
-    KIB = 1024,
-    BLOCK_RESERVE = 16
-}; /* the driver's own of a work-group's local memory, and what alignment may take */
+/* The second: what the driver adds to a work-group's local memory, and what a tile's alignment may. */
+enum { KIB = 1024, BLOCK_RESERVE = KIB + 16 };
 
 /* Local memory that one work-group may have (CUDA C++ Programming Guide, "Technical Specifications per Compute
  * Capability"): kernels that declare more than the 48 KiB which OpenCL reports are built all the same. */
