@@ -17,8 +17,8 @@
  *                     |   K^T    |
  *            D        +----------+           HEAD_DIM_V
  *         +------+    +----------+         +------------+
- *  warp 0 |  Q   | 16 |   S, P   |         |     O      |           a warp, 32 work-items: 16 rows, which it shares with
- *         +------+    +----------+         +------------+           no other
+ *  warp 0 |  Q   | 16 |   S, P   |         |     O      |           a warp of work-items: 16 rows, by some engines 8,
+ *         +------+    +----------+         +------------+           which it shares with no other
  *  warp 1 |      | 16 |          |         |            |
  *         +------+    +----------+         +------------+
  *                                          +------------+

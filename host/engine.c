@@ -30,7 +30,8 @@ static void fill(uint16_t *to, int n, uint32_t seed, clattn_dtype dtype)
     }
 }
 
-const char *const clattn__engine_names[ENGINE_COUNT] = {"none", "emulated", "mma_sync", "wgmma"};
+const char *const clattn__engine_names[ENGINE_COUNT] = {"none",          "emulated", "mma_sync",      "wgmma",
+                                                        "emulated_mfma", "mfma",     "emulated_dpas", "dpas"};
 
 matrix_engine clattn__engine_below(matrix_engine engine)
 {

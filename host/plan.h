@@ -18,6 +18,7 @@ typedef struct device_profile {
     int64_t local_bytes, max_alloc_bytes, max_work_group_size;
     int64_t copy_bytes_most; /* of a call's copies and work space at a time; 0: any */
     matrix_engine engine;    /* that AUTO may take */
+    int sub_group;           /* Intel: what attn_fwd insists on, with 256 registers a thread; 0: nothing */
     const char *tuning;      /* the user's table, NULL: none */
 } device_profile;
 

@@ -145,7 +145,15 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
     }
 }
 
-/* ---- attn_fwd_mma: 32 work-items for each 16 rows */
+/* ---- attn_fwd_mma */
+
+bool clattn__engine_is_emulated(matrix_engine engine)
+{
+    return engine == ENGINE_EMULATED || engine == ENGINE_EMULATED_MFMA || engine == ENGINE_EMULATED_DPAS;
+}
+
+static bool is_mfma(matrix_engine engine) { return engine == ENGINE_MFMA || engine == ENGINE_EMULATED_MFMA; }
+static bool is_dpas(matrix_engine engine) { return engine == ENGINE_DPAS || engine == ENGINE_EMULATED_DPAS; }
 
 /* cl/tile_mma*.clh: a tile of so many rows, in elements. */
 static int64_t mma_tile_size(int64_t rows, int64_t head_dim, matrix_engine engine)
@@ -158,8 +166,10 @@ int64_t clattn__tile_mma_local_bytes(const clattn__tile *t, int64_t head_dim_qk,
 {
     const int64_t kv = mma_tile_size(t->block_kv, head_dim_qk, engine) + mma_tile_size(t->block_kv, head_dim_v, engine);
     const int64_t q = mma_tile_size(t->block_q, head_dim_qk, engine), p = (int64_t)t->block_q * t->block_kv;
-    const int64_t shared = (round_up(head_dim_qk, 16) + t->block_kv) / 16 * t->wg_size + t->block_q;
-    return 4 * max_of(kv, max_of(q, p)) + 16 * (engine == ENGINE_EMULATED ? shared : 1) + 3 * (int64_t)sizeof(int32_t);
+    const int64_t fragments = (round_up(head_dim_qk, 16) + t->block_kv) / 16 * t->wg_size;
+    const int64_t shared = fragments + t->block_q * (is_dpas(engine) ? 4 : 1); /* numbers of a row: 16, or 4 */
+    return 4 * max_of(kv, max_of(q, p)) + 16 * (clattn__engine_is_emulated(engine) ? shared : 1) +
+           3 * (int64_t)sizeof(int32_t);
 }
 
 const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_v, matrix_engine engine,
@@ -169,10 +179,14 @@ const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_
     /* Up to a head dim of 64, whose registers leave room for two work-groups of 128 rows, and beyond. */
     static const int by_warp[][6][2] = {{{128, 64}, {64, 64}, {64, 32}, {32, 32}, {16, 16}},
                                         {{64, 64}, {64, 32}, {32, 32}, {16, 16}}};
+    static const int by_sub_group[][6][2] = {{{128, 32}, {64, 32}, {32, 32}, {16, 16}},
+                                             {{128, 16}, {64, 16}, {32, 16}, {16, 16}}};
     static const int by_warpgroup[][6][2] = {{{128, 64}, {64, 64}}, {{128, 128}, {128, 64}, {64, 64}}};
     const int64_t step = engine == ENGINE_WGMMA ? 64 : BLOCK_STEP, head_dim = max_of(head_dim_qk, head_dim_v);
-    const bool is_wide = head_dim > 64 || engine == ENGINE_EMULATED;
-    const int(*blocks)[2] = engine == ENGINE_WGMMA ? by_warpgroup[is_wide] : by_warp[is_wide];
+    const bool is_wide = head_dim > 64 || engine == ENGINE_EMULATED || is_mfma(engine);
+    const int(*blocks)[2] = is_dpas(engine)          ? by_sub_group[is_wide]
+                            : engine == ENGINE_WGMMA ? by_warpgroup[is_wide]
+                                                     : by_warp[is_wide];
     const int64_t bq = legal_block(block_q, step), bkv = legal_block(block_kv, step);
     if (head_dim_qk < 1 || head_dim_v < 1 || head_dim > MMA_HEAD_DIM_MAX) return NULL;
     int seen_q = 0, seen_kv = 0;
@@ -184,7 +198,7 @@ const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_
                           .wg_cols = 4};
         if (bq && (i == 0 || bq < t.block_q)) t.block_q = (int)bq; /* what was forced does not fit: smaller ones */
         if (bkv && (i == 0 || bkv < t.block_kv)) t.block_kv = (int)bkv;
-        t.wg_size = 2 * t.block_q;
+        t.wg_size = (is_mfma(engine) ? 4 : 2) * t.block_q;
         if (t.block_q == seen_q && t.block_kv == seen_kv) continue;
         seen_q = t.block_q;
         seen_kv = t.block_kv;

@@ -26,14 +26,20 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
 /* What multiplies attn_fwd_mma's tiles; the axis MMA. */
 typedef enum matrix_engine {
     ENGINE_NONE,
-    ENGINE_EMULATED, /* any device, slowly */
-    ENGINE_MMA_SYNC, /* NVIDIA, compute capability 8.0 and up */
-    ENGINE_WGMMA,    /* NVIDIA, 9.0 */
+    ENGINE_EMULATED,      /* any device, slowly, with the registers of mma_sync */
+    ENGINE_MMA_SYNC,      /* NVIDIA, compute capability 8.0 and up */
+    ENGINE_WGMMA,         /* NVIDIA, 9.0 */
+    ENGINE_EMULATED_MFMA, /* as above */
+    ENGINE_MFMA,          /* AMD, CDNA 2 and 3 */
+    ENGINE_EMULATED_DPAS,
+    ENGINE_DPAS, /* Intel, Xe-HPC and Xe2: sub-groups of 16 */
     ENGINE_COUNT
 } matrix_engine;
 
+bool clattn__engine_is_emulated(matrix_engine engine);
+
 /* The same for attn_fwd_mma, of 16-bit elements. NULL too when a head dimension is beyond MMA_HEAD_DIM_MAX. */
-enum { MMA_HEAD_DIM_MAX = 128 }; /* a warp keeps 16 rows of Q and O in registers */
+enum { MMA_HEAD_DIM_MAX = 128 }; /* a warp keeps its rows of Q and O in registers */
 int64_t clattn__tile_mma_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v,
                                      matrix_engine engine);
 const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_v, matrix_engine engine,

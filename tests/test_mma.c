@@ -1,44 +1,68 @@
 /* attn_fwd_mma beside the reference, with the emulated engine wherever the device has none: every feature alone and all of
- * them together, head dims, block sizes, NaN behind masks, what is refused, and AUTO's own test of the engine. Each kernel
- * variant takes seconds to build, so shapes vary more than features do. */
+ * them together, head dims, block sizes, NaN behind masks, what is refused, and AUTO's own test of the engine; and again,
+ * less of each, in the layouts of AMD's and Intel's engines, emulated. Each kernel variant takes seconds to build, so
+ * shapes vary more than features do. */
 #include "harness.h"
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 static const test_way way = {"attn_fwd_mma", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_MMA};
 static const clattn_dtype types[] = {CLATTN_DTYPE_F16, CLATTN_DTYPE_BF16};
-enum { TYPES = 2, SHAPES = 3, BLOCK = 32 };
+static const char *const layouts[] = {"the device's own", "emulated_mfma", "emulated_dpas"};
+enum { TYPES = 2, SHAPES = 3, BLOCK = 32, LAYOUTS = COUNT(layouts) };
 
 static bool is_missing(void) { return !test_way_context(&way, CLATTN_DTYPE_F16); }
 
-static void run(test_data *t, int64_t block_q, int64_t block_kv, const char *what)
+static clattn_context *context_by(const char *engine)
+{
+    clattn_context_options options;
+    clattn_context *context;
+    test_context_options(&options);
+    setenv("CLATTN_MMA", engine, 1);
+    test_ok(clattn_context_create(&options, &context));
+    unsetenv("CLATTN_MMA");
+    return context;
+}
+
+/* The call, in a layout. */
+static void forward(int layout, test_data *t, int64_t block_q, int64_t block_kv)
+{
+    static clattn_context *contexts[LAYOUTS];
+    if (layout && !contexts[layout]) contexts[layout] = context_by(layouts[layout]);
+    clattn_plan *plan = test_plan(layout ? contexts[layout] : test_context(), &t->p, &way, block_q, block_kv, 0);
+    if (layout) ck_assert_msg(!!strstr(clattn_plan_explain(plan), layouts[layout]), "%s", clattn_plan_explain(plan));
+    test_forward(t, plan);
+    clattn_plan_release(plan);
+}
+
+static void run(int layout, test_data *t, int64_t block_q, int64_t block_kv, const char *what)
 {
     test_reference(t);
-    test_run(t, &way, block_q, block_kv);
+    forward(layout, t, block_q, block_kv);
     ck_assert_int_eq(t->products, t->p.dtype);
     test_compare(t, what);
     test_data_free(t);
 }
 
-static void run_text(const char *text, uint64_t seed, int64_t block_q, int64_t block_kv, const char *what)
+static void run_text(int layout, const char *text, uint64_t seed, int64_t block_q, int64_t block_kv, const char *what)
 {
-    if (!is_missing()) run(test_data_from_text(text, seed), block_q, block_kv, what);
+    if (!is_missing()) run(layout, test_data_from_text(text, seed), block_q, block_kv, what);
 }
 
 /* ---- features */
 
-static void run_features(unsigned features, clattn_dtype dtype, int shape)
+static void run_features(int layout, unsigned features, clattn_dtype dtype, int shape)
 {
     clattn_problem p;
     if (is_missing() || !test_pair_problem(features, dtype, shape, &p)) return;
-    run(test_pair_data(&p, (uint64_t)features + (uint64_t)shape), BLOCK, BLOCK, "features");
+    run(layout, test_pair_data(&p, (uint64_t)features + (uint64_t)shape), BLOCK, BLOCK, "features");
 }
 
 START_TEST(each_feature)
 {
     const int n = _i / SHAPES, bf16 = n > TEST_FEATURES; /* every other one in bf16 too */
     const int feature = bf16 ? 2 * (n - TEST_FEATURES - 1) : n;
-    run_features(feature == TEST_FEATURES ? 0 : 1u << feature, types[bf16], _i % SHAPES);
+    run_features(0, feature == TEST_FEATURES ? 0 : 1u << feature, types[bf16], _i % SHAPES);
 }
 END_TEST
 
@@ -46,7 +70,15 @@ END_TEST
 START_TEST(all_features)
 {
     const unsigned all = (1u << TEST_FEATURES) - 1, without[2] = {1u << 3, 1u << 12};
-    run_features(all & ~without[_i / SHAPES % 2], types[_i / SHAPES / 2], _i % SHAPES);
+    run_features(0, all & ~without[_i / SHAPES % 2], types[_i / SHAPES / 2], _i % SHAPES);
+}
+END_TEST
+
+START_TEST(all_features_in_layouts)
+{
+    const unsigned all = (1u << TEST_FEATURES) - 1, without[2] = {1u << 3, 1u << 12};
+    const int n = _i / SHAPES % TYPES;
+    run_features(1 + _i / SHAPES / TYPES, all & ~without[n], types[n], _i % SHAPES);
 }
 END_TEST
 
@@ -63,7 +95,14 @@ static const char *const shapes[] = {
 };
 
 /* Rows at multiples of 16 bytes, and not. */
-START_TEST(head_dims) { run_text(shapes[_i / 2], 8 + (uint64_t)_i % 2, BLOCK, BLOCK, "head dims"); }
+START_TEST(head_dims) { run_text(0, shapes[_i / 2], 8 + (uint64_t)_i % 2, BLOCK, BLOCK, "head dims"); }
+END_TEST
+
+/* 31 and 33; 16 and 128. */
+START_TEST(head_dims_in_layouts)
+{
+    run_text(1 + _i / 4, shapes[2 + _i / 2 % 2], 8 + (uint64_t)_i % 2, BLOCK, BLOCK, "head dims");
+}
 END_TEST
 
 static const int64_t blocks[][2] = {{16, 16}, {64, 64}, {128, 48}, {17, 100}, {0, 0}};
@@ -74,7 +113,7 @@ START_TEST(block_sizes)
     const int64_t *block = blocks[_i / 3];
     snprintf(text, sizeof text, "f16 b1 hq1 hkv1 q%d kv%d d24 window=70,5 offset=%d", (int[]){131, 64, 1}[_i % 3],
              (int[]){257, 128, 300}[_i % 3], (int[]){100, 0, 290}[_i % 3]);
-    run_text(text, 8, block[0], block[1], "block sizes");
+    run_text(0, text, 8, block[0], block[1], "block sizes");
 }
 END_TEST
 
@@ -99,13 +138,14 @@ START_TEST(named_shapes)
 {
     char text[160];
     snprintf(text, sizeof text, "%s %s", clattn_dtype_name(types[_i % TYPES]), named[_i]);
-    run_text(text, (uint64_t)_i, 0, 0, "named shape");
+    run_text(0, text, (uint64_t)_i, 0, 0, "named shape");
 }
 END_TEST
 
 START_TEST(everything)
 {
-    run_text("f16 hq4 hkv2 d64 dv40 varlen=3,5,0,17:30,5,0,90 causal offset=12 window=40,0 softcap=3 alibi "
+    run_text(0,
+             "f16 hq4 hkv2 d64 dv40 varlen=3,5,0,17:30,5,0,90 causal offset=12 window=40,0 softcap=3 alibi "
              "bias=b,h,q,kv:f16 mask=1,h,q,kv sinks dropout=0.1:seed=7",
              3, 0, 0, "everything");
 }
@@ -114,21 +154,20 @@ END_TEST
 /* What dropout keeps is scaled after the sums: 1 / (1 - p) is beyond f16. */
 START_TEST(dropout_of_nearly_all)
 {
-    run_text("f16 b1 hq1 hkv1 q40 kv3000 d16 dropout=0.99999:seed=5", 8, BLOCK, BLOCK, "dropout");
+    run_text(0, "f16 b1 hq1 hkv1 q40 kv3000 d16 dropout=0.99999:seed=5", 8, BLOCK, BLOCK, "dropout");
 }
 END_TEST
 
 /* ---- NaN and infinities */
 
 /* Behind a boolean mask they change no bit; some rows of the tile see key 30. */
-START_TEST(nan_behind_a_mask)
+static void run_nan_behind_a_mask(int layout, clattn_dtype dtype, uint64_t seed)
 {
     char text[100];
     clattn_problem p;
     if (is_missing()) return;
-    snprintf(text, sizeof text, "%s b1 hq2 hkv1 q70 kv90 d40 mask=1,1,q,kv", clattn_dtype_name(types[_i % TYPES]));
+    snprintf(text, sizeof text, "%s b1 hq2 hkv1 q70 kv90 d40 mask=1,1,q,kv", clattn_dtype_name(dtype));
     test_ok(clattn_problem_from_text(text, &p));
-    const uint64_t seed = 8 + (uint64_t)_i / TYPES;
     test_data *clean = test_data_make(&p, seed), *dirty = test_data_make(&p, seed);
     for (int i = 0; i < 70; i++)
         for (int j = 0; j < 90; j++) {
@@ -141,8 +180,8 @@ START_TEST(nan_behind_a_mask)
     test_set_row(dirty, 'v', 0, 0, 63, NAN);
     for (int d = 0; d < 40; d += 3) test_set(dirty, 'v', 0, 0, 30, d, (double[]){NAN, INFINITY, -INFINITY}[d / 3 % 3]);
     test_reference(dirty);
-    test_run(clean, &way, BLOCK, BLOCK);
-    test_run(dirty, &way, BLOCK, BLOCK);
+    forward(layout, clean, BLOCK, BLOCK);
+    forward(layout, dirty, BLOCK, BLOCK);
     test_compare(dirty, "NaN behind a mask");
     for (int h = 0; h < 2; h++)
         for (int i = 0; i < 70; i++)
@@ -152,6 +191,11 @@ START_TEST(nan_behind_a_mask)
     test_data_free(clean);
     test_data_free(dirty);
 }
+
+START_TEST(nan_behind_a_mask) { run_nan_behind_a_mask(0, types[_i % TYPES], 8 + (uint64_t)_i / TYPES); }
+END_TEST
+
+START_TEST(nan_behind_a_mask_in_layouts) { run_nan_behind_a_mask(1 + _i, types[_i % TYPES], 8); }
 END_TEST
 
 /* At a window's edges, in whole blocks that all rows see, behind kv_length, and in K and Q. */
@@ -167,16 +211,23 @@ static void set_special_values(test_data *t, int dim)
     test_set(t, 'q', 0, 1, 13, 3, NAN);
 }
 
-START_TEST(nan_in_windows)
+static void run_nan_in_windows(int layout, clattn_dtype dtype, const char *window, uint64_t seed)
 {
     char text[100];
     if (is_missing()) return;
-    snprintf(text, sizeof text, "%s b1 hq2 hkv2 q70 kv150 d40 %s", clattn_dtype_name(types[_i % TYPES]),
-             windows[_i / TYPES % 4]);
-    test_data *t = test_data_from_text(text, 8 + (uint64_t)_i / TYPES / 4);
+    snprintf(text, sizeof text, "%s b1 hq2 hkv2 q70 kv150 d40 %s", clattn_dtype_name(dtype), window);
+    test_data *t = test_data_from_text(text, seed);
     set_special_values(t, 40);
-    run(t, BLOCK, BLOCK, "NaN in a window");
+    run(layout, t, BLOCK, BLOCK, "NaN in a window");
 }
+
+START_TEST(nan_in_windows)
+{
+    run_nan_in_windows(0, types[_i % TYPES], windows[_i / TYPES % 4], 8 + (uint64_t)_i / TYPES / 4);
+}
+END_TEST
+
+START_TEST(nan_in_windows_in_layouts) { run_nan_in_windows(1 + _i / 2, types[1 - _i / 2 % TYPES], windows[_i % 2], 8); }
 END_TEST
 
 /* In the tiles that the plan chooses, of heads that are narrower than those are high; a mask that hides nothing in some blocks. */
@@ -190,7 +241,7 @@ START_TEST(nan_in_default_tiles)
     for (int i = 0; t->mask && i < 150; i++)
         for (int j = 0; j < 128; j++) t->mask[i * 200 + j] = 1;
     set_special_values(t, (int)t->p.head_dim_qk);
-    run(t, 0, 0, "NaN in a default tile");
+    run(0, t, 0, 0, "NaN in a default tile");
 }
 END_TEST
 
@@ -247,26 +298,22 @@ END_TEST
 /* A device that has an engine (here one that CLATTN_MMA makes up): AUTO tests it, takes it for f16 and bf16, and says so. */
 START_TEST(automatic)
 {
+    static const char *const engines[] = {"emulated", "emulated_mfma", "emulated_dpas"};
     static const char *const texts[] = {"f16 b1 hq2 hkv2 q150 kv200 d64", "bf16 b1 hq2 hkv2 q150 kv200 d64",
                                         "f32 b1 hq2 hkv2 q150 kv200 d64", "f16 b1 hq2 hkv2 q150 kv200 d160"};
-    clattn_context_options options;
-    clattn_context *context;
+    char sentence[100];
     clattn_plan_info info;
     if (is_missing()) return;
-    test_context_options(&options);
-    setenv("CLATTN_MMA", "emulated", 1);
-    test_ok(clattn_context_create(&options, &context));
-    unsetenv("CLATTN_MMA");
-    for (int i = 0; i < COUNT(texts); i++) {
+    clattn_context *context = context_by(engines[_i]);
+    snprintf(sentence, sizeof sentence, "matrix engine: %s; its products agree with attn_fwd's", engines[_i]);
+    for (int i = _i ? _i - 1 : 0; i < (_i ? _i : COUNT(texts)); i++) { /* a type for each layout */
         clattn_plan *plan;
         test_data *t = test_data_from_text(texts[i], 2);
         test_ok(clattn_plan_create(context, &t->p, NULL, &plan));
         clattn_plan_info_init(&info);
         test_ok(clattn_plan_get_info(plan, &info));
         ck_assert_msg((info.kernel == CLATTN_KERNEL_ATTN_FWD_MMA) == (i < 2), "%s", clattn_plan_explain(plan));
-        ck_assert_msg(!!strstr(clattn_plan_explain(plan),
-                               "matrix engine: emulated; its products agree with attn_fwd's") == (i < 2),
-                      "%s", clattn_plan_explain(plan));
+        ck_assert_msg(!!strstr(clattn_plan_explain(plan), sentence) == (i < 2), "%s", clattn_plan_explain(plan));
         test_reference(t);
         test_forward(t, plan);
         test_compare(t, "automatic");
@@ -280,15 +327,10 @@ END_TEST
 /* Of engines that the device cannot have the plan says so, one after the other, and ends with the emulation. */
 START_TEST(engines_fall)
 {
-    clattn_context_options options;
     clattn_plan_options plan_options;
-    clattn_context *context;
     clattn_plan *plan;
     if (is_missing()) return;
-    test_context_options(&options);
-    setenv("CLATTN_MMA", "wgmma", 1);
-    test_ok(clattn_context_create(&options, &context));
-    unsetenv("CLATTN_MMA");
+    clattn_context *context = context_by("wgmma");
     test_data *t = test_data_from_text("bf16 b1 hq2 hkv2 q40 kv50 d16", 2);
     clattn_plan_options_init(&plan_options);
     plan_options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
@@ -300,6 +342,39 @@ START_TEST(engines_fall)
     test_reference(t);
     test_forward(t, plan);
     test_compare(t, "engines fall");
+    test_data_free(t);
+    clattn_plan_release(plan);
+    clattn_context_release(context);
+}
+END_TEST
+
+/* AMD's and Intel's have none below them: AUTO goes on with attn_fwd, and attn_fwd_mma with the emulation. */
+START_TEST(engines_fall_to_none)
+{
+    static const char *const engines[] = {"mfma", "dpas"};
+    char sentence[100];
+    clattn_plan_options options;
+    clattn_plan_info info;
+    if (is_missing()) return;
+    clattn_context *context = context_by(engines[_i]);
+    clattn_plan_options_init(&options);
+    clattn_plan_info_init(&info);
+    if (_i) options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
+    test_data *t = test_data_from_text("f16 b1 hq2 hkv2 q150 kv200 d16", 2);
+    clattn_plan *plan;
+    test_ok(clattn_plan_create(context, &t->p, &options, &plan));
+    test_ok(clattn_plan_get_info(plan, &info));
+    const char *why = clattn_plan_explain(plan);
+    snprintf(sentence, sizeof sentence, "matrix engine: %s", engines[_i]);
+    if (!strstr(why, sentence)) {
+        snprintf(sentence, sizeof sentence, "refused: attn_fwd_mma by %s: ", engines[_i]);
+        ck_assert_msg(!!strstr(why, sentence), "%s", why);
+        ck_assert_msg((info.kernel == CLATTN_KERNEL_ATTN_FWD_MMA) == (_i == 1), "%s", why);
+        ck_assert_msg(!!strstr(why, "matrix engine: emulated\n") == (_i == 1), "%s", why);
+    }
+    test_reference(t);
+    test_forward(t, plan);
+    test_compare(t, "engines fall to none");
     test_data_free(t);
     clattn_plan_release(plan);
     clattn_context_release(context);
@@ -325,7 +400,13 @@ Suite *test_suite(void)
     tcase_add_loop_test(c, fully_hidden, 0, 5);
     c = test_case(s, "decisions");
     tcase_add_loop_test(c, refuses, 0, COUNT(refused));
-    tcase_add_test(c, automatic);
+    tcase_add_loop_test(c, automatic, 0, 3);
     tcase_add_test(c, engines_fall);
+    tcase_add_loop_test(c, engines_fall_to_none, 0, 2);
+    c = test_case(s, "layouts");
+    tcase_add_loop_test(c, all_features_in_layouts, 0, SHAPES * TYPES * (LAYOUTS - 1));
+    tcase_add_loop_test(c, head_dims_in_layouts, 0, 4 * (LAYOUTS - 1));
+    tcase_add_loop_test(c, nan_behind_a_mask_in_layouts, 0, LAYOUTS - 1);
+    tcase_add_loop_test(c, nan_in_windows_in_layouts, 0, 2 * (LAYOUTS - 1));
     return s;
 }

@@ -101,9 +101,11 @@ static void expect_mma(const device_choice *c, const problem *p, const device_pr
                   v_row = engine == 3 ? up(p->head_dim_v, 64) : v + 8;
     const int64_t kv_place = bkv * (k_row + v_row), qp_place = bq * (k_row > bkv ? k_row : bkv);
     const int64_t stage = qp_place > kv_place ? qp_place : kv_place;
-    const int64_t exchange = engine == 1 ? wg * (qk + bkv) / 16 + bq : 1;
+    const bool is_emulated = engine == 1 || engine == 4 || engine == 6;
+    const int64_t exchange = is_emulated ? wg * (qk + bkv) / 16 + bq * (engine == 6 ? 4 : 1) : 1;
+    const int64_t items = engine == 4 || engine == 5 ? 4 : 2; /* of a row */
     ck_assert_msg(engine == (d->engine ? (int)d->engine : 1), "%s: MMA %d", what, engine);
-    ck_assert_msg(bq >= step && bq % step == 0 && bkv >= step && bkv % step == 0 && wg == 2 * bq, "%s", what);
+    ck_assert_msg(bq >= step && bq % step == 0 && bkv >= step && bkv % step == 0 && wg == items * bq, "%s", what);
     ck_assert_msg(c->local_bytes == 4 * stage + 16 * exchange + 12, "%s: %d bytes", what, (int)c->local_bytes);
     ck_assert_msg(c->local_bytes <= d->local_bytes, "%s", what);
     ck_assert_msg(wg <= d->max_work_group_size, "%s", what);
@@ -227,7 +229,7 @@ START_TEST(engine_automatic)
     device_choice c;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const problem p = problem_of(cases[i].text);
-        d.engine = i % 2 ? ENGINE_WGMMA : ENGINE_MMA_SYNC;
+        d.engine = (matrix_engine[]){ENGINE_MMA_SYNC, ENGINE_WGMMA, ENGINE_MFMA, ENGINE_DPAS}[i % 4];
         d.local_bytes = 227 * KIB;
         ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
         ck_assert_msg((c.kernel == CLATTN_KERNEL_ATTN_FWD_MMA) == cases[i].suits, "%s", cases[i].text);
@@ -276,8 +278,9 @@ START_TEST(engine_tiles_fit)
                     last = c;
                 }
                 ck_assert_int_eq(clattn_last_error()->status, CLATTN_STATUS_UNSUPPORTED);
-                ck_assert_msg(n >= 1 || m->local_bytes < step * KIB || m->max_work_group_size < 2 * step, "%s on %s",
-                              line, m->what);
+                ck_assert_msg(n >= 1 || m->local_bytes < (engine == ENGINE_EMULATED_MFMA ? 24 : step) * KIB ||
+                                  m->max_work_group_size < 4 * step,
+                              "%s on %s", line, m->what);
                 ck_assert_int_lt(n, 8);
             }
 }

@@ -103,6 +103,9 @@ static void device_text(probe *d, cl_device_info what, char *to, size_t size)
 /* Of cl_nv_device_attribute_query. */
 enum { COMPUTE_CAPABILITY_MAJOR_NV = 0x4000, COMPUTE_CAPABILITY_MINOR_NV = 0x4001 };
 
+/* Of cl_amd_device_attribute_query and cl_intel_required_subgroup_size. */
+enum { WAVEFRONT_WIDTH_AMD = 0x4043, SUB_GROUP_SIZES_INTEL = 0x4108 };
+
 /* The second: what the driver adds to a work-group's local memory, and what a tile's alignment may. */
 enum { KIB = 1024, BLOCK_RESERVE = KIB + 16 };
 
@@ -123,22 +126,47 @@ static int64_t nvidia_local_bytes(int64_t capability)
     }
 }
 
-/* What OpenCL does not tell of NVIDIA's devices. CLATTN_MMA names the engine, "none", "emulated", "mma_sync" or
- * "wgmma", whatever the device has. */
 static void probe_nvidia(probe *d, device_profile *p)
+{
+    const int64_t capability = 10 * device_number(d, COMPUTE_CAPABILITY_MAJOR_NV, sizeof(cl_uint)) +
+                               device_number(d, COMPUTE_CAPABILITY_MINOR_NV, sizeof(cl_uint));
+    p->engine = capability == 90 ? ENGINE_WGMMA : capability >= 80 ? ENGINE_MMA_SYNC : ENGINE_NONE;
+    const int64_t local_bytes = nvidia_local_bytes(capability);
+    if (local_bytes > p->local_bytes) p->local_bytes = local_bytes;
+}
+
+/* CDNA 2 and 3, as ROCm names them: gfx90a:sramecc+:xnack-. */
+static matrix_engine amd_engine(probe *d, const device_profile *p)
+{
+    const bool is_cdna =
+        !strncmp(p->name, "gfx90a", 6) || !strncmp(p->name, "gfx940", 6) || !strncmp(p->name, "gfx942", 6);
+    return is_cdna && device_number(d, WAVEFRONT_WIDTH_AMD, sizeof(cl_uint)) == 64 ? ENGINE_MFMA : ENGINE_NONE;
+}
+
+/* 16 where that is the smallest: on Xe-HPC and Xe2, whose engine wants it, and whose compiler takes 32 if it is let and
+ * spills. */
+static int intel_sub_group(probe *d)
+{
+    size_t sizes[16] = {0}, least = 0;
+    if (!probe_get(d, SUB_GROUP_SIZES_INTEL, sizeof sizes, sizes)) return 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i] && (!least || sizes[i] < least)) least = sizes[i];
+    return least == 16 ? 16 : 0;
+}
+
+/* What OpenCL's core does not tell. CLATTN_MMA names the engine, one of clattn__engine_names, whatever the device
+ * has. */
+static void probe_engine(probe *d, device_profile *p)
 {
     char extensions[8192];
     const char *forced = getenv("CLATTN_MMA");
     device_text(d, CL_DEVICE_EXTENSIONS, extensions, sizeof extensions);
-    const int64_t capability = strstr(extensions, "cl_nv_device_attribute_query")
-                                   ? 10 * device_number(d, COMPUTE_CAPABILITY_MAJOR_NV, sizeof(cl_uint)) +
-                                         device_number(d, COMPUTE_CAPABILITY_MINOR_NV, sizeof(cl_uint))
-                                   : 0;
-    p->engine = capability == 90 ? ENGINE_WGMMA : capability >= 80 ? ENGINE_MMA_SYNC : ENGINE_NONE;
+    if (strstr(extensions, "cl_nv_device_attribute_query")) probe_nvidia(d, p);
+    if (strstr(extensions, "cl_amd_device_attribute_query")) p->engine = amd_engine(d, p);
+    if (strstr(extensions, "cl_intel_required_subgroup_size")) p->sub_group = intel_sub_group(d);
+    if (p->sub_group && strstr(extensions, "cl_intel_subgroup_matrix_multiply_accumulate")) p->engine = ENGINE_DPAS;
     for (int i = 0; forced && i < ENGINE_COUNT; i++)
         if (!strcmp(forced, clattn__engine_names[i])) p->engine = (matrix_engine)i;
-    const int64_t local_bytes = nvidia_local_bytes(capability);
-    if (local_bytes > p->local_bytes) p->local_bytes = local_bytes;
 }
 
 /* Fills p; *refused: "" or why clattn cannot use it. */
@@ -155,7 +183,7 @@ static clattn_status probe_profile(probe *d, device_profile *p, const char **ref
     p->max_alloc_bytes = device_number(d, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
     p->copy_bytes_most = device_number(d, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong)) / 4 * 3;
     p->max_work_group_size = device_number(d, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
-    probe_nvidia(d, p);
+    probe_engine(d, p);
     char version[64];
     device_text(d, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
     const bool is_old = !strncmp(version, "OpenCL C 1.0", 12) || !strncmp(version, "OpenCL C 1.1", 12);
@@ -262,8 +290,8 @@ static clattn_status describe(cl_device_id id, int index, clattn_device_info *in
     snprintf(info->why, sizeof info->why, "%s",
              *refused   ? refused
              : p.is_cpu ? "a CPU device: vectors of query rows, no barrier"
-             : p.engine >= ENGINE_MMA_SYNC
-                 ? "K and V blocks in local memory; f16 and bf16 in tensor cores: attn_fwd_mma"
+             : p.engine != ENGINE_NONE && !clattn__engine_is_emulated(p.engine)
+                 ? "K and V blocks in local memory; f16 and bf16 in its matrix engine: attn_fwd_mma"
                  : "K and V blocks in local memory");
     RETURN_IF_CL("clGetDeviceInfo", d.failed);
     return CLATTN_STATUS_SUCCESS;

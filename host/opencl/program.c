@@ -94,10 +94,13 @@ static char *source_make(const device_stage *stage, const device_choice *choice)
 
 enum { OPTIONS_SIZE = 640 };
 
-static void options_make(const device_choice *choice, const device_stage *stage, char *to, size_t size)
+static void options_make(const struct device *d, const device_choice *choice, const device_stage *stage, char *to,
+                         size_t size)
 {
     text t = {to, size, 0};
-    text_add(&t, "-cl-std=CL1.2 -w"); /* PoCL counts warnings on stderr */
+    text_add(&t, "-cl-std=CL1.2 -w");                                 /* PoCL counts warnings on stderr */
+    if (d->profile.sub_group && !strncmp(stage->name, "attn_fwd", 8)) /* else they spill */
+        text_add(&t, " -DSUB_GROUP=%d -cl-intel-256-GRF-per-thread", d->profile.sub_group);
     for (int i = 0; i < AXIS_COUNT; i++)
         text_add(&t, " -D%s=%d", clattn__axis_names[i], clattn__plan_axis(choice, stage, (axis)i));
 }
@@ -260,7 +263,7 @@ clattn_status clattn__device_kernel(struct device *d, clattn_context *context, c
     const char *derivative = score_source_of(stage, choice->score_derivative);
     if (!score) score = "";
     if (!derivative) derivative = "";
-    options_make(choice, stage, options, sizeof options);
+    options_make(d, choice, stage, options, sizeof options);
     const size_t size = strlen(options) + strlen(score) + strlen(derivative) + 96;
     char *key = malloc(size);
     RETURN_IF(!key, OUT_OF_HOST_MEMORY, "no room for a kernel's key of %zu bytes", size);
