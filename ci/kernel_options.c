@@ -1,30 +1,33 @@
 /* The kernels that a made-up GPU would run a problem with, and their -D lists, a line each, for ci/offline:
- *   kernel_options KERNEL|wgmma "PROBLEM" KIB            wgmma: attn_fwd_mma by that engine
- * The GPU is NVIDIA's, with so much local memory. */
+ *   kernel_options KERNEL|ENGINE "PROBLEM" KIB           an engine: attn_fwd_mma by it, else by mma_sync
+ * The GPU has so much local memory. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <clattn/clattn.h>
 
+#include "engine.h"
 #include "plan.h"
 
 int main(int argc, char **argv)
 {
-    const bool wgmma = argc == 4 && !strcmp(argv[1], "wgmma");
+    matrix_engine engine = ENGINE_NONE;
+    for (int i = ENGINE_COUNT - 1; argc == 4 && i > ENGINE_NONE; i--)
+        if (!strcmp(argv[1], clattn__engine_names[i])) engine = (matrix_engine)i;
     const device_profile gpu = {.name = "a made-up GPU",
                                 .has_fp64 = true,
                                 .local_bytes = argc == 4 ? strtol(argv[3], NULL, 10) << 10 : 0,
                                 .max_alloc_bytes = INT64_C(1) << 33,
                                 .max_work_group_size = 1024,
-                                .engine = wgmma ? ENGINE_WGMMA : ENGINE_MMA_SYNC};
+                                .engine = engine ? engine : ENGINE_MMA_SYNC};
     clattn_plan_options options;
     clattn_problem given;
     problem p;
     device_choice c;
     bool is_last;
     clattn_plan_options_init(&options);
-    if (wgmma) options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
+    if (engine) options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
     for (int k = 1; argc == 4 && k < 32; k++)
         if (!strcmp(argv[1], clattn_kernel_name((clattn_kernel)k))) options.kernel = (clattn_kernel)k;
     if (options.kernel == CLATTN_KERNEL_ATTN_BWD) options.pass = CLATTN_PASS_BACKWARD;

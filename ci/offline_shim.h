@@ -80,6 +80,7 @@ SHIM_VECTOR(ushort, 8)
 #define get_group_id shim_group_id
 #define barrier shim_barrier
 #define exp2 shim_exp2
+#define native_exp2 shim_exp2
 #define log2 shim_log2
 #define exp shim_exp
 #define fmax shim_fmax
