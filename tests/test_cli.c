@@ -9,6 +9,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#if CLATTN_TEST_PNG
+#include <png.h>
+#endif
 
 /* ---- a folder of its own for each test, with files in it */
 
@@ -481,6 +484,213 @@ START_TEST(forward_is_right)
 }
 END_TEST
 
+/* ---- what stands beside the scores, and packed sequences, from files */
+
+static const float beside_bias[HEADS * KEYS] = {0.5F, -1, 2, 0, 1, -0.25F, 3, -2, 0.125F, 1};
+static const double beside_row_bias[ROWS] = {1, -1, 0.5};
+static const unsigned char beside_mask[ROWS * KEYS] = {1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1};
+static const float beside_slopes[HEADS] = {0.5F, 0.25F};
+static const double beside_slopes_of_all[BATCH * HEADS] = {0.5, 0.25, 1, 0.125}, beside_sinks[HEADS] = {1, -0.5};
+static const int64_t beside_cu_q[3] = {0, 4, 6};
+static const int32_t beside_cu_kv[3] = {0, 3, 10};
+
+static void beside_files(void)
+{
+    npy("bias.npy", "'<f4'", "False", "(2, 1, 5)", beside_bias, sizeof beside_bias);
+    npy("row_bias.npy", "'<f8'", "False", "(3, 1)", beside_row_bias, sizeof beside_row_bias);
+    npy("mask.npy", "'|b1'", "False", "(3, 5)", beside_mask, sizeof beside_mask);
+    npy("slopes.npy", "'<f4'", "False", "(2,)", beside_slopes, sizeof beside_slopes);
+    npy("all_slopes.npy", "'<f8'", "False", "(2, 2)", beside_slopes_of_all, sizeof beside_slopes_of_all);
+    npy("sinks.npy", "'<f8'", "False", "(2,)", beside_sinks, sizeof beside_sinks);
+    npy("pq.npy", "'<f4'", "False", "(6, 2, 4)", q, sizeof q); /* [total, heads, dim] */
+    npy("pk.npy", "'<f4'", "False", "(10, 2, 4)", k, sizeof k);
+    npy("pv.npy", "'<f4'", "False", "(10, 2, 4)", v, sizeof v);
+    npy("cu_q.npy", "'<i8'", "False", "(3,)", beside_cu_q, sizeof beside_cu_q);
+    npy("cu_kv.npy", "'<i4'", "False", "(3,)", beside_cu_kv, sizeof beside_cu_kv);
+}
+
+static const char *const beside[] = {
+    "--bias bias.npy",
+    "--bias row_bias.npy",
+    "--mask mask.npy",
+    "--softcap 0.75",
+    "--alibi slopes.npy",
+    "--alibi all_slopes.npy",
+    "--sinks sinks.npy",
+    "--softcap=2 --bias bias.npy --mask mask.npy --alibi slopes.npy --sinks sinks.npy --causal",
+    "--cu-seqlens-q cu_q.npy --cu-seqlens-kv cu_kv.npy --sinks sinks.npy",
+};
+enum { N_BESIDE = sizeof beside / sizeof *beside };
+
+START_TEST(beside_the_scores)
+{
+    const char *flags = beside[_i];
+    const bool packed = strstr(flags, "--cu-seqlens-q") != NULL;
+    const int64_t cu_kv[3] = {beside_cu_kv[0], beside_cu_kv[1], beside_cu_kv[2]};
+    const float sinks[HEADS] = {(float)beside_sinks[0], (float)beside_sinks[1]};
+    float slopes[BATCH * HEADS], o[Q];
+    double ref_o[Q], ref_lse[Q / DIM];
+    static char whole[4096];
+    char arguments[512];
+    clattn_problem p;
+    clattn_forward_args args;
+    beside_files();
+    clattn_forward_args_init(&args);
+    clattn_problem_init(&p, CLATTN_DTYPE_F32, BATCH, HEADS, HEADS, packed ? 4 : ROWS, packed ? 7 : KEYS, DIM);
+    args.q = clattn_host_buffer(q), args.k = clattn_host_buffer(k), args.v = clattn_host_buffer(v);
+    if (packed) {
+        p.varlen = 1;
+        p.total_q = beside_cu_q[2], p.total_kv = cu_kv[2];
+        args.cu_seqlens_q = clattn_host_buffer(beside_cu_q), args.cu_seqlens_kv = clattn_host_buffer(cu_kv);
+    }
+    if (strstr(flags, "--softcap")) p.softcap = strstr(flags, "0.75") ? 0.75 : 2;
+    if (strstr(flags, "--causal")) p.mask.window_right = 0;
+    if (strstr(flags, "row_bias")) {
+        p.bias = (clattn_bias){CLATTN_DTYPE_F64, {.q = 1}};
+        args.bias = clattn_host_buffer(beside_row_bias);
+    } else if (strstr(flags, "--bias")) {
+        p.bias = (clattn_bias){CLATTN_DTYPE_F32, {.head = KEYS, .kv = 1}};
+        args.bias = clattn_host_buffer(beside_bias);
+    }
+    if (strstr(flags, "--mask")) {
+        p.mask.boolean = 1;
+        p.mask.strides.q = KEYS, p.mask.strides.kv = 1;
+        args.mask = clattn_host_buffer(beside_mask);
+    }
+    if (strstr(flags, "--alibi")) {
+        const bool all = strstr(flags, "all_slopes") != NULL;
+        p.alibi = all ? CLATTN_ALIBI_PER_BATCH_AND_HEAD : CLATTN_ALIBI_PER_HEAD;
+        for (int i = 0; i < (all ? BATCH * HEADS : HEADS); i++)
+            slopes[i] = all ? (float)beside_slopes_of_all[i] : beside_slopes[i];
+        args.alibi_slopes = clattn_host_buffer(slopes);
+    }
+    if (strstr(flags, "--sinks")) {
+        p.sinks = 1;
+        args.sinks = clattn_host_buffer(sinks);
+    }
+    test_ok(clattn_reference_forward(&p, &args, ref_o, ref_lse));
+    snprintf(arguments, sizeof arguments, "forward --q %sq.npy --k %sk.npy --v %sv.npy -o o.npy --path host %s",
+             packed ? "p" : "", packed ? "p" : "", packed ? "p" : "", flags);
+    expect_good(arguments);
+    ck_assert_uint_eq(slurp("o.npy", whole, sizeof whole), 128 + sizeof o);
+    memcpy(o, whole + 128, sizeof o);
+    for (int i = 0; i < Q; i++) {
+        /* the reference's rows are [heads, total] */
+        const int at = packed ? (i / DIM / HEADS + i / DIM % HEADS * 6) * DIM + i % DIM : i;
+        ck_assert_msg(fabs(o[i] - ref_o[at]) < 5e-6, "%s: O[%d] is %g, not %g", flags, i, (double)o[i], ref_o[at]);
+    }
+}
+END_TEST
+
+#define PACKED "forward --q pq.npy --k pk.npy --v pv.npy -o o.npy "
+
+static const usage_case beside_refused[] = {
+    {FORWARD "--bias mask.npy", 2, "f2, f4 or f8"},
+    {FORWARD "--bias slopes.npy", 2, "shape [2] does not broadcast to [2, 2, 3, 5]"},
+    {FORWARD "--mask bias.npy", 2, "b1"},
+    {FORWARD "--alibi row_bias.npy", 2, "shape [3, 1]; it must be [2] or [2, 2]"},
+    {FORWARD "--alibi mask.npy", 2, "f4 or f8"},
+    {FORWARD "--sinks all_slopes.npy", 2, "shape [2, 2]; it must be [2]"},
+    {FORWARD "--softcap=-1", 2, "--softcap -1"},
+    {FORWARD "--dropout 1", 2, "--dropout 1"},
+    {PACKED "--cu-seqlens-q cu_q.npy", 2, "--cu-seqlens-kv is missing"},
+    {PACKED "--cu-seqlens-kv cu_kv.npy", 2, "--cu-seqlens-q is missing"},
+    {PACKED "--cu-seqlens-q cu_q.npy --cu-seqlens-kv cu_q.npy", 2, "from 0 to 10"},
+    {PACKED "--cu-seqlens-q falls.npy --cu-seqlens-kv cu_kv.npy", 2, "it decreases from 5 to 4 at number 2"},
+    {PACKED "--cu-seqlens-q cu_q.npy --cu-seqlens-kv slopes.npy", 2, "i8 or i4"},
+    {PACKED "--cu-seqlens-q cu_q.npy --cu-seqlens-kv cu_kv.npy --kv-len len.npy", 2, "--kv-len len.npy"},
+    {PACKED "--cu-seqlens-q cu_q.npy --cu-seqlens-kv cu_kv.npy --layout bshd", 2, "--layout bshd"},
+    {FORWARD "--map m.png --map-head 2", 2, "--map-head 2: there are 2 heads"},
+    {FORWARD "--map m.png --map-batch 2", 2, "--map-batch 2: the batch is 2"},
+    {"forward --q q.npy --k none.npy --v none.npy -o o.npy --map m.png", 2, "3 queries and 0 keys"},
+};
+enum { N_BESIDE_REFUSED = sizeof beside_refused / sizeof *beside_refused };
+
+START_TEST(beside_the_scores_refused)
+{
+    const usage_case *c = &beside_refused[_i];
+    const int64_t falls[4] = {0, 5, 4, 6};
+#if !CLATTN_TEST_PNG
+    if (strstr(c->arguments, "--map")) {
+        test_skip("beside_the_scores_refused", "no libpng");
+        return;
+    }
+#endif
+    beside_files();
+    npy("falls.npy", "'<i8'", "False", "(4,)", falls, sizeof falls);
+    npy("none.npy", "'<f4'", "False", "(2, 2, 0, 4)", NULL, 0);
+    expect_refused(c->arguments, c->code, c->says);
+    ck_assert(!exists("o.npy"));
+}
+END_TEST
+
+/* ---- the map: how many pixels have a color */
+
+#if CLATTN_TEST_PNG
+static int64_t map_pixels(int red, int green, int blue, int *width)
+{
+    png_image image = {.version = PNG_IMAGE_VERSION};
+    ck_assert_msg(png_image_begin_read_from_file(&image, "m.png"), "%s", image.message);
+    image.format = PNG_FORMAT_RGB;
+    unsigned char *pixels = malloc(PNG_IMAGE_SIZE(image));
+    ck_assert_ptr_nonnull(pixels);
+    ck_assert_msg(png_image_finish_read(&image, NULL, pixels, 0, NULL), "%s", image.message);
+    int64_t n = 0;
+    for (size_t i = 0; i < PNG_IMAGE_SIZE(image); i += 3)
+        n += pixels[i] == red && pixels[i + 1] == green && pixels[i + 2] == blue;
+    *width = (int)image.width;
+    free(pixels);
+    return n;
+}
+
+enum { CELL = 640 / KEYS * (640 / KEYS), SWATCH = 24 * 24 };
+
+static void map_is(const char *arguments, int hidden_cells, int nan_cells)
+{
+    int width;
+    expect_good(arguments);
+    const int64_t hidden = map_pixels(205, 205, 205, &width), nan = map_pixels(214, 39, 40, &width);
+    ck_assert_int_gt(width, 640);
+    ck_assert_msg(hidden == (hidden_cells ? hidden_cells * CELL + SWATCH : 0), "%s: %d pixels hidden", arguments,
+                  (int)hidden);
+    ck_assert_msg(nan == (nan_cells ? nan_cells * CELL + SWATCH : 0), "%s: %d pixels NaN", arguments, (int)nan);
+}
+#endif
+
+START_TEST(map)
+{
+#if CLATTN_TEST_PNG
+    static const char *const steps[] = {"scaled", "capped", "masked", "probs"};
+    static float many[4000 * DIM];
+    float nan_row[Q];
+    char arguments[256];
+    int width;
+    for (int i = 0; i < 4; i++) {
+        snprintf(arguments, sizeof arguments, FORWARD "--causal --map m.png --map-head 1 --map-batch 1 --map-step %s",
+                 steps[i]);
+        map_is(arguments, i < 2 ? 0 : 4 + 3 + 2, 0);
+    }
+    map_is(FORWARD "--map m.png", 0, 0);
+    /* Row 0 sees key 0 alone: a prob of 1, the lightest color. The legend's bar begins with it. */
+    expect_good(FORWARD "--causal --map m.png");
+    ck_assert_int_eq(map_pixels(253, 231, 37, &width) / CELL, 1);
+    memcpy(nan_row, q, sizeof q);
+    nan_row[DIM] = NAN; /* query 1 of the first head */
+    npy("q.npy", "'<f4'", "False", "(2, 2, 3, 4)", nan_row, sizeof nan_row);
+    map_is(FORWARD "--causal --map m.png", 4 + 3 + 2, 2);
+    /* 4000 keys are pooled, 3 to a cell. */
+    npy("k.npy", "'<f4'", "False", "(1, 1, 4000, 4)", many, sizeof many);
+    npy("q.npy", "'<f4'", "False", "(1, 1, 3, 4)", q, sizeof q / 4);
+    expect_good("forward --q q.npy --k k.npy --v k.npy -o o.npy --map m.png");
+    ck_assert_int_gt(map_pixels(253, 231, 37, &width), 1334 * 32);
+    ck_assert_int_gt(width, 1334);
+    ck_assert_int_lt(width, 1334 + 640);
+#else
+    expect_refused(FORWARD "--map m.png", 2, "without libpng");
+#endif
+}
+END_TEST
+
 START_TEST(both_flag_forms)
 {
     static char a[1024], b[1024];
@@ -751,6 +961,19 @@ static int count_of(const char *text, const char *part)
 }
 
 /* Lengths 16, 32, 64 and 70 on each path, in a file that replaces another; then few rows, which stay. */
+/* On a terminal, which script(1) makes: the bar is drawn and taken away again. */
+START_TEST(progress_bar)
+{
+    if (run("command -v script >/dev/null")) {
+        test_skip("progress_bar", "no script(1)");
+        return;
+    }
+    ck_assert_int_eq(run("script -qec \"'$CLATTN' bench " PROBLEM "--path host --budget 1.2\" /dev/null"), 0);
+    ck_assert_msg(strstr(out, "\rbench [###") != NULL, "%s", out);
+    ck_assert_msg(strstr(out, "\r\033[K") && strstr(strstr(out, "\r\033[K"), "median"), "%s", out);
+}
+END_TEST
+
 START_TEST(bench_plot)
 {
     static char svg[65536];
@@ -907,6 +1130,9 @@ Suite *test_suite(void)
 
     t = add_case(s, "forward");
     tcase_add_loop_test(t, forward_is_right, 0, N_GOODS);
+    tcase_add_loop_test(t, beside_the_scores, 0, N_BESIDE);
+    tcase_add_loop_test(t, beside_the_scores_refused, 0, N_BESIDE_REFUSED);
+    tcase_add_test(t, map);
     tcase_add_test(t, both_flag_forms);
     tcase_add_test(t, forward_bshd);
     tcase_add_loop_test(t, forward_dtypes, 0, 4);
@@ -925,6 +1151,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, bench_resident, 0, 2);
     tcase_add_test(t, bench_in_words);
     tcase_add_test(t, bench_plot);
+    tcase_add_test(t, progress_bar);
     tcase_add_test(t, tune);
     return s;
 }
