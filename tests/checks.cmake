@@ -42,10 +42,13 @@ if(CLATTN_OPENCL)
   clattn_add_check(test_shares 67)
 endif()
 if(TARGET clattn_program)
-  clattn_add_check(test_cli 162)
+  clattn_add_check(test_cli 191)
   add_dependencies(test_cli clattn_program)
   target_compile_definitions(test_cli PRIVATE CLATTN_TEST_PROGRAM="$<TARGET_FILE:clattn_program>"
-                             CLATTN_TEST_DATA="${CMAKE_CURRENT_SOURCE_DIR}/data")
+                             CLATTN_TEST_DATA="${CMAKE_CURRENT_SOURCE_DIR}/data" CLATTN_TEST_PNG=$<BOOL:${PNG_FOUND}>)
+  if(PNG_FOUND)
+    target_link_libraries(test_cli PRIVATE PNG::PNG) # reads what `forward --map` writes
+  endif()
 endif()
 add_test(NAME headers COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/test_headers/run.sh ${PROJECT_SOURCE_DIR}
                               $<BOOL:${CLATTN_OPENCL}> ${CMAKE_C_COMPILER})

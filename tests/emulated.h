@@ -26,7 +26,7 @@ INLINE vec product(vec sum, word x, vec y)
 INLINE uvec rounded(vec x)
 {
     const uvec u = (uvec)flush(x), nearest = u + (0x7fffu + (u >> 16 & 1u)), nan = u | 0x400000u;
-    return (uvec)vec_select(x != x, (vec)nan, (vec)nearest) & 0xffff0000u;
+    return (uvec)vec_select(u << 1 > 0xff000000u, (vec)nan, (vec)nearest) & 0xffff0000u;
 }
 
 INLINE vec words_of(vec low, vec high) { return (vec)(rounded(low) >> 16 | rounded(high)); }

@@ -1007,12 +1007,20 @@ END_TEST
 
 /* ---- last error */
 
-START_TEST(last_error_at_first)
+static void *first_error(void *is_empty)
 {
     const clattn_error *e = clattn_last_error();
-    ck_assert_int_eq(e->status, CLATTN_STATUS_SUCCESS);
-    ck_assert_int_eq(e->cl_error, 0);
-    ck_assert_str_eq(e->message, "");
+    *(bool *)is_empty = e->status == CLATTN_STATUS_SUCCESS && e->cl_error == 0 && !*e->message;
+    return NULL;
+}
+
+START_TEST(last_error_at_first)
+{
+    pthread_t thread;
+    bool is_empty = false;
+    ck_assert_int_eq(pthread_create(&thread, NULL, first_error, &is_empty), 0);
+    ck_assert_int_eq(pthread_join(thread, NULL), 0);
+    ck_assert(is_empty);
 }
 END_TEST
 

@@ -9,6 +9,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#if CLATTN_TEST_PNG
+#include <png.h>
+#endif
 
 /* ---- a folder of its own for each test, with files in it */
 
@@ -83,11 +86,16 @@ enum {
     K = BATCH * HEADS * KEYS * DIM
 };
 static float q[Q], k[K], v[K];
+static const float bias[HEADS * KEYS] = {0.5F, -1, 2, 0, 1, -0.25F, 3, -2, 0.125F, 1};
+static const double row_bias[ROWS] = {1, -1, 0.5}, all_sinks[HEADS] = {1, -0.5};
+static const unsigned char seen[ROWS * KEYS] = {1, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1};
+static const float slopes[BATCH * HEADS] = {0.5F, 0.25F, 1, 0.125F};
 
 static void setup(void)
 {
     const int64_t lengths[3] = {5, 2, 1}, offsets[2] = {1, -1};
-    const int64_t too_long[2] = {5, 6}, negative[2] = {-1, 3};
+    const int64_t too_long[2] = {5, 6}, negative[2] = {-1, 3}, cu_q[3] = {0, 4, 6}, falls[4] = {0, 5, 4, 6};
+    const int32_t cu_kv[3] = {0, 3, 10};
     uint32_t x = 3;
     strcpy(folder, "/tmp/clattn-cli-XXXXXX");
     ck_assert(mkdtemp(folder) && chdir(folder) == 0);
@@ -107,6 +115,19 @@ static void setup(void)
     npy("long.npy", "'<i8'", "False", "(2,)", too_long, 16);
     npy("negative.npy", "'<i8'", "False", "(2,)", negative, 16);
     npy("off.npy", "'<i8'", "False", "(2,)", offsets, 16);
+    npy("bias.npy", "'<f4'", "False", "(2, 1, 5)", bias, sizeof bias);
+    npy("row_bias.npy", "'<f8'", "False", "(3, 1)", row_bias, sizeof row_bias);
+    npy("mask.npy", "'|b1'", "False", "(3, 5)", seen, sizeof seen);
+    npy("slopes.npy", "'<f4'", "False", "(2,)", slopes, sizeof slopes / BATCH);
+    npy("all_slopes.npy", "'<f4'", "False", "(2, 2)", slopes, sizeof slopes);
+    npy("sinks.npy", "'<f8'", "False", "(2,)", all_sinks, sizeof all_sinks);
+    npy("none.npy", "'<f4'", "False", "(2, 2, 0, 4)", NULL, 0);
+    npy("pq.npy", "'<f4'", "False", "(6, 2, 4)", q, sizeof q); /* packed: [total, heads, dim] */
+    npy("pk.npy", "'<f4'", "False", "(10, 2, 4)", k, sizeof k);
+    npy("pv.npy", "'<f4'", "False", "(10, 2, 4)", v, sizeof v);
+    npy("cu_q.npy", "'<i8'", "False", "(3,)", cu_q, sizeof cu_q);
+    npy("cu_kv.npy", "'<i4'", "False", "(3,)", cu_kv, sizeof cu_kv);
+    npy("falls.npy", "'<i8'", "False", "(4,)", falls, sizeof falls);
     ck_assert(mkdir("sub", 0777) == 0);
 }
 
@@ -160,12 +181,20 @@ static void expect_refused(const char *arguments, int code, const char *says)
 }
 
 #define FORWARD "forward --q q.npy --k k.npy --v v.npy -o o.npy "
+#define PACKED "forward --q pq.npy --k pk.npy --v pv.npy -o o.npy "
+#define PACKED_KV PACKED "--cu-seqlens-q cu_q.npy --cu-seqlens-kv "
 #define PROBLEM "'f32 b1 hq2 hkv2 q64 kv64 d16' "
 
 #if CLATTN_HAVE_OPENCL
 #define OPENCL_SAYS(text) text
 #else
 #define OPENCL_SAYS(text) "built without OpenCL"
+#endif
+
+#if CLATTN_TEST_PNG
+#define PNG_SAYS(text) text
+#else
+#define PNG_SAYS(text) "without libpng"
 #endif
 
 typedef struct usage_case {
@@ -219,6 +248,24 @@ static const usage_case usages[] = {
     {FORWARD "--kv-len len2d.npy", 2, "--kv-len len2d.npy"},
     {FORWARD "--kv-len long.npy", 2, "--kv-len long.npy"},
     {FORWARD "--kv-len negative.npy", 2, "--kv-len negative.npy"},
+    {FORWARD "--bias mask.npy", 2, "f2, f4 or f8"},
+    {FORWARD "--bias slopes.npy", 2, "shape [2] does not broadcast to [2, 2, 3, 5]"},
+    {FORWARD "--mask bias.npy", 2, "b1"},
+    {FORWARD "--alibi row_bias.npy", 2, "shape [3, 1]; it must be [2] or [2, 2]"},
+    {FORWARD "--alibi mask.npy", 2, "f4 or f8"},
+    {FORWARD "--sinks all_slopes.npy", 2, "shape [2, 2]; it must be [2]"},
+    {FORWARD "--softcap=-1", 2, "--softcap -1"},
+    {FORWARD "--dropout 1", 2, "--dropout 1"},
+    {PACKED "--cu-seqlens-q cu_q.npy", 2, "--cu-seqlens-kv is missing"},
+    {PACKED "--cu-seqlens-kv cu_kv.npy", 2, "--cu-seqlens-q is missing"},
+    {PACKED "--cu-seqlens-q falls.npy --cu-seqlens-kv cu_kv.npy", 2, "it decreases from 5 to 4 at number 2"},
+    {PACKED_KV "cu_q.npy", 2, "from 0 to 10"},
+    {PACKED_KV "slopes.npy", 2, "i8 or i4"},
+    {PACKED_KV "cu_kv.npy --kv-len len.npy", 2, "--kv-len len.npy"},
+    {PACKED_KV "cu_kv.npy --layout bshd", 2, "--layout bshd"},
+    {FORWARD "--map m.png --map-head 2", 2, PNG_SAYS("--map-head 2: there are 2 heads")},
+    {FORWARD "--map m.png --map-batch 2", 2, PNG_SAYS("--map-batch 2: the batch is 2")},
+    {"forward --q q.npy --k none.npy --v none.npy -o o.npy --map m.png", 2, PNG_SAYS("3 queries and 0 keys")},
     {FORWARD "--lse o.npy", 2, "--lse o.npy"},
     {FORWARD "--lse sub", 2, "--lse sub"},
     {FORWARD "-o nowhere/o.npy", 2, "-o nowhere/o.npy"},
@@ -478,6 +525,127 @@ START_TEST(forward_is_right)
     for (int i = 0; i < Q / DIM; i++)
         ck_assert_msg((double)lse[i] == ref_lse[i] || fabs(lse[i] - ref_lse[i]) < 1e-5, "%s: LSE[%d] is %g, not %g",
                       c->flags, i, (double)lse[i], ref_lse[i]);
+}
+END_TEST
+
+/* ---- what stands beside the scores, and packed sequences, from files */
+
+typedef struct beside_case {
+    const char *flags, *problem; /* of problem text */
+} beside_case;
+static const beside_case beside[] = {
+    {"--bias bias.npy", "bias=1,h,1,kv"},
+    {"--bias row_bias.npy", "bias=1,1,q,1:f64"},
+    {"--mask mask.npy", "mask=1,1,q,kv"},
+    {"--softcap 0.75", "softcap=0.75"},
+    {"--alibi slopes.npy", "alibi"},
+    {"--alibi all_slopes.npy", "alibi=per-batch"},
+    {"--sinks sinks.npy", "sinks"},
+    {"--softcap=2 --bias bias.npy --mask mask.npy --alibi slopes.npy --sinks sinks.npy --causal",
+     "softcap=2 bias=1,h,1,kv mask=1,1,q,kv alibi sinks causal"},
+    {"--cu-seqlens-q cu_q.npy --cu-seqlens-kv cu_kv.npy --sinks sinks.npy", "varlen=4,2:3,7 sinks"},
+};
+enum { N_BESIDE = sizeof beside / sizeof *beside };
+
+START_TEST(beside_the_scores)
+{
+    const beside_case *c = &beside[_i];
+    const float sinks[HEADS] = {(float)all_sinks[0], (float)all_sinks[1]};
+    float o[Q];
+    double ref_o[Q], ref_lse[Q / DIM];
+    static char whole[4096];
+    char text[512];
+    uint64_t no_seed;
+    int64_t cu_q[BATCH + 1], cu_kv[BATCH + 1];
+    clattn_problem p;
+    clattn_forward_args args;
+    snprintf(text, sizeof text, "f32 hq2 hkv2 d4 %s %s", strstr(c->problem, "varlen") ? "" : "b2 q3 kv5", c->problem);
+    test_ok(clattn_problem_from_text(text, &p));
+    test_ok(clattn_problem_text_args(text, &no_seed, cu_q, cu_kv));
+    clattn_forward_args_init(&args);
+    args.q = clattn_host_buffer(q), args.k = clattn_host_buffer(k), args.v = clattn_host_buffer(v);
+    args.bias = p.bias.dtype == CLATTN_DTYPE_F64 ? clattn_host_buffer(row_bias) : clattn_host_buffer(bias);
+    args.mask = clattn_host_buffer(seen);
+    args.alibi_slopes = clattn_host_buffer(slopes);
+    args.sinks = clattn_host_buffer(sinks);
+    args.cu_seqlens_q = clattn_host_buffer(cu_q), args.cu_seqlens_kv = clattn_host_buffer(cu_kv);
+    test_ok(clattn_reference_forward(&p, &args, ref_o, ref_lse));
+    snprintf(text, sizeof text, "%s --path host %s", p.varlen ? PACKED : FORWARD, c->flags);
+    expect_good(text);
+    ck_assert_uint_eq(slurp("o.npy", whole, sizeof whole), 128 + sizeof o);
+    memcpy(o, whole + 128, sizeof o);
+    for (int i = 0; i < Q; i++) {
+        /* the reference's rows are [heads, total] */
+        const int at = p.varlen ? (i / DIM / HEADS + i / DIM % HEADS * 6) * DIM + i % DIM : i;
+        ck_assert_msg(fabs(o[i] - ref_o[at]) < 5e-6, "%s: O[%d] is %g, not %g", text, i, (double)o[i], ref_o[at]);
+    }
+}
+END_TEST
+
+/* ---- the map: how many pixels have a color */
+
+#if CLATTN_TEST_PNG
+static int64_t map_pixels(int red, int green, int blue, int *width)
+{
+    png_image image = {.version = PNG_IMAGE_VERSION};
+    ck_assert_msg(png_image_begin_read_from_file(&image, "m.png"), "%s", image.message);
+    image.format = PNG_FORMAT_RGB;
+    unsigned char *pixels = malloc(PNG_IMAGE_SIZE(image));
+    ck_assert_ptr_nonnull(pixels);
+    ck_assert_msg(png_image_finish_read(&image, NULL, pixels, 0, NULL), "%s", image.message);
+    int64_t n = 0;
+    for (size_t i = 0; i < PNG_IMAGE_SIZE(image); i += 3)
+        n += pixels[i] == red && pixels[i + 1] == green && pixels[i + 2] == blue;
+    *width = (int)image.width;
+    free(pixels);
+    return n;
+}
+
+enum { CELL = 640 / KEYS * (640 / KEYS), SWATCH = 24 * 24 };
+
+static void map_is(const char *arguments, int hidden_cells, int nan_cells)
+{
+    int width;
+    expect_good(arguments);
+    const int64_t hidden = map_pixels(205, 205, 205, &width), nan = map_pixels(214, 39, 40, &width);
+    ck_assert_int_gt(width, 640);
+    ck_assert_msg(hidden == (hidden_cells ? hidden_cells * CELL + SWATCH : 0), "%s: %d pixels hidden", arguments,
+                  (int)hidden);
+    ck_assert_msg(nan == (nan_cells ? nan_cells * CELL + SWATCH : 0), "%s: %d pixels NaN", arguments, (int)nan);
+}
+#endif
+
+START_TEST(map)
+{
+#if CLATTN_TEST_PNG
+    static const char *const steps[] = {"scaled", "capped", "masked", "probs"};
+    static float many[4000 * DIM];
+    float nan_row[Q];
+    char arguments[256];
+    int width;
+    for (int i = 0; i < 4; i++) {
+        snprintf(arguments, sizeof arguments, FORWARD "--causal --map m.png --map-head 1 --map-batch 1 --map-step %s",
+                 steps[i]);
+        map_is(arguments, i < 2 ? 0 : 4 + 3 + 2, 0);
+    }
+    map_is(FORWARD "--map m.png", 0, 0);
+    /* Row 0 sees key 0 alone: a prob of 1, the lightest color. The legend's bar begins with it. */
+    expect_good(FORWARD "--causal --map m.png");
+    ck_assert_int_eq(map_pixels(253, 231, 37, &width) / CELL, 1);
+    memcpy(nan_row, q, sizeof q);
+    nan_row[DIM] = NAN; /* query 1 of the first head */
+    npy("q.npy", "'<f4'", "False", "(2, 2, 3, 4)", nan_row, sizeof nan_row);
+    map_is(FORWARD "--causal --map m.png", 4 + 3 + 2, 2);
+    /* 4000 keys are pooled, 3 to a cell. */
+    npy("k.npy", "'<f4'", "False", "(1, 1, 4000, 4)", many, sizeof many);
+    npy("q.npy", "'<f4'", "False", "(1, 1, 3, 4)", q, sizeof q / 4);
+    expect_good("forward --q q.npy --k k.npy --v k.npy -o o.npy --map m.png");
+    ck_assert_int_gt(map_pixels(253, 231, 37, &width), 1334 * 32);
+    ck_assert_int_gt(width, 1334);
+    ck_assert_int_lt(width, 1334 + 640);
+#else
+    expect_refused(FORWARD "--map m.png", 2, "without libpng");
+#endif
 }
 END_TEST
 
@@ -750,6 +918,19 @@ static int count_of(const char *text, const char *part)
     return n;
 }
 
+/* On a terminal, which script(1) makes: the bar is drawn and taken away again. */
+START_TEST(progress_bar)
+{
+    if (run("command -v script >/dev/null")) {
+        test_skip("progress_bar", "no script(1)");
+        return;
+    }
+    ck_assert_int_eq(run("script -qec \"'$CLATTN' bench " PROBLEM "--path host --budget 1.2\" /dev/null"), 0);
+    ck_assert_msg(strstr(out, "\rbench [###") != NULL, "%s", out);
+    ck_assert_msg(strstr(out, "\r\033[K") && strstr(strstr(out, "\r\033[K"), "median"), "%s", out);
+}
+END_TEST
+
 /* Lengths 16, 32, 64 and 70 on each path, in a file that replaces another; then few rows, which stay. */
 START_TEST(bench_plot)
 {
@@ -907,6 +1088,8 @@ Suite *test_suite(void)
 
     t = add_case(s, "forward");
     tcase_add_loop_test(t, forward_is_right, 0, N_GOODS);
+    tcase_add_loop_test(t, beside_the_scores, 0, N_BESIDE);
+    tcase_add_test(t, map);
     tcase_add_test(t, both_flag_forms);
     tcase_add_test(t, forward_bshd);
     tcase_add_loop_test(t, forward_dtypes, 0, 4);
@@ -925,6 +1108,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, bench_resident, 0, 2);
     tcase_add_test(t, bench_in_words);
     tcase_add_test(t, bench_plot);
+    tcase_add_test(t, progress_bar);
     tcase_add_test(t, tune);
     return s;
 }

@@ -11,7 +11,7 @@ static void run_pair(unsigned features, clattn_dtype dtype, int shape, int way)
 {
     clattn_problem p;
     if (!test_pair_problem(features, dtype, shape, &p) || !test_way_context(&test_ways[way], dtype)) return;
-    test_data *t = test_pair_data(&p, (uint64_t)(features + 1));
+    test_data *t = test_pair_data(&p, (uint64_t)features + 1);
     test_reference(t);
     test_run(t, &test_ways[way], 32, 32);
     test_compare(t, "pair");

@@ -345,7 +345,7 @@ clattn_status clattn__device_plan_create(struct device *d, clattn_context *conte
     bool again;
     do {
         status = CLATTN_STATUS_SUCCESS;
-        for (int i = 0; i < choice->n_stages && status == CLATTN_STATUS_SUCCESS; i++)
+        for (int i = 0; i < plan->choice.n_stages && status == CLATTN_STATUS_SUCCESS; i++)
             status = clattn__device_kernel(d, context, &choice->stages[i], choice, &plan->kernels[i]);
         again = false;
         if (status == CLATTN_STATUS_SUCCESS) {
