@@ -221,13 +221,15 @@ static cl_int call_begin(const char *function, cl_int code)
 
 #include "fault_calls.def"
 
+/* Page-locked host memory does not count among a device's bytes. */
 static cl_mem CL_API_CALL create_counted(cl_context cl, cl_mem_flags flags, size_t size, void *host, cl_int *error)
 {
     cl_mem mem = clCreateBuffer_layer(cl, flags, size, host, error);
     if (!mem) return NULL;
     pthread_mutex_lock(&lock);
-    object_find(mem)->bytes = size;
-    counts.bytes += size;
+    const size_t bytes = flags & CL_MEM_ALLOC_HOST_PTR ? 0 : size;
+    object_find(mem)->bytes = bytes;
+    counts.bytes += bytes;
     if (counts.bytes > counts.most_bytes) counts.most_bytes = counts.bytes;
     pthread_mutex_unlock(&lock);
     return mem;

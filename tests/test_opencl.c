@@ -419,6 +419,7 @@ START_TEST(wait_list_refused)
                    "wait_list[1] belongs to another cl_context");
     enqueue(&j, 1, &own, NULL);
     expect_right(&j, "after refusals");
+    clSetUserEventStatus(foreign, CL_COMPLETE);
     clReleaseEvent(own);
     clReleaseEvent(foreign);
     job_free(&j);

@@ -387,6 +387,38 @@ START_TEST(one_plan)
 }
 END_TEST
 
+/* Copies of several parts, several slots and more than all of them, by four threads: the bits of the call in place. */
+START_TEST(large_copies)
+{
+    clattn_context_options options;
+    clattn_plan_options plan_options;
+    clattn_context *context;
+    clattn_plan *plan;
+    if (!test_context()) return;
+    test_context_options(&options);
+    clattn_plan_options_init(&plan_options);
+    plan_options.path = CLATTN_PATH_DEVICE;
+    test_data *t = test_data_from_text("f32 b1 hq4 hkv1 q5000 kv4200 d64 bshd mask=1,1,q,kv", 8);
+    test_ok(clattn_plan_create(test_context(), &t->p, &plan_options, &plan));
+    test_forward(t, plan);
+    clattn_plan_release(plan);
+    kept_outputs kept = outputs_keep(t);
+    options.copy_transfers = 1;
+    options.n_threads = 4;
+    test_ok(clattn_context_create(&options, &context));
+    test_ok(clattn_plan_create(context, &t->p, &plan_options, &plan));
+    for (int i = 0; i < 2; i++) {
+        memset(t->blocks[3].base, 0xff, t->blocks[3].bytes);
+        test_forward(t, plan);
+        outputs_compare(t, &kept, "in large copies");
+    }
+    outputs_free(&kept);
+    clattn_plan_release(plan);
+    clattn_context_release(context);
+    test_data_free(t);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *s = suite_create("shares");
@@ -401,6 +433,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(c, in_place, 0, 2);
     tcase_add_loop_test(c, gradients, 0, 2);
     c = test_case(s, "threads");
+    tcase_add_test(c, large_copies);
     tcase_add_loop_test(c, one_plan, 0, N_DEVICE_WAYS);
     return s;
 }

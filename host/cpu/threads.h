@@ -1,4 +1,5 @@
-/* The host path's threads: the app's parallel_for if it gave one, else a pool that starts when first needed. */
+/* The threads of the host path and of copies to and from devices: the app's parallel_for if it gave one, else a pool that
+ * starts when first needed. */
 #ifndef CLATTN_CPU_THREADS_H
 #define CLATTN_CPU_THREADS_H
 

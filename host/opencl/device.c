@@ -7,7 +7,7 @@
 #include <clattn/clattn.h>
 
 #include "../engine.h"
-#include "device_cl.h"
+#include "copy.h"
 
 static const char *cl_error_name(cl_int code)
 {
@@ -399,6 +399,7 @@ clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device
     d->id = id;
     d->owner = getpid();
     pthread_mutex_init(&d->lock, NULL);
+    pthread_mutex_init(&d->stagings_lock, NULL);
     *out = d;
     return CLATTN_STATUS_SUCCESS;
 }
@@ -423,10 +424,12 @@ void clattn__device_close(struct device *d)
         clattn__device_kernel_free(k);
     }
     clattn__cache_close(&d->cache);
+    clattn__staging_free(d);
     clReleaseCommandQueue(d->queue);
     clReleaseContext(d->cl);
     clReleaseDevice(d->id);
     pthread_mutex_destroy(&d->lock);
+    pthread_mutex_destroy(&d->stagings_lock);
     free(d);
 }
 

@@ -31,14 +31,18 @@ struct device {
     pid_t owner;            /* drivers do not survive a fork */
     device_profile profile;
     program_cache cache;
-    pthread_mutex_t lock;   /* guards kernels and the cache */
-    device_kernel *kernels; /* built so far; freed with the device */
-    device_kernel *retired; /* likewise: from binaries that did not run */
-    bool has_bad_binaries;  /* then every further kernel is made from source */
+    pthread_mutex_t lock;     /* guards kernels and the cache */
+    device_kernel *kernels;   /* built so far; freed with the device */
+    device_kernel *retired;   /* likewise: from binaries that did not run */
+    struct staging *stagings; /* that no call has now */
+    int n_stagings;
+    pthread_mutex_t stagings_lock; /* of its own: lock is held while programs are built */
+    bool has_bad_binaries;         /* then every further kernel is made from source */
 };
 
 struct device_plan {
     struct device *device;
+    struct host_threads *threads; /* for copies */
     device_choice choice;
     device_kernel *kernels[STAGES_MOST]; /* of choice.stages */
     cl_mem fixed; /* int64 [2][batch]: kv lengths, then query offsets, of a problem that fixes them */

@@ -339,6 +339,7 @@ clattn_status clattn__device_plan_create(struct device *d, clattn_context *conte
     device_plan *plan = calloc(1, sizeof *plan);
     RETURN_IF(!plan, OUT_OF_HOST_MEMORY, "no room for a plan");
     plan->device = d;
+    plan->threads = context->threads;
     plan->choice = *choice;
     plan->choice.score_source = plan->choice.score_derivative = NULL;
     clattn_status status;

@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "copy.h"
 #include "run.h"
 
 /* A stretch of the caller's memory that the kernels work in, one for each operand. Stretches that overlap share one
@@ -153,6 +154,7 @@ typedef struct transfer {
     const stretch *caller;
     int n_sets;
     cl_command_queue queue; /* for copies: the device's own when there is one share */
+    staging *staging;       /* NULL: through the driver's mapping */
     cl_mem mem[2][OPERANDS], workspace;
     tensor_part held[2][OPERANDS]; /* what lies there */
     bool is_common[OPERANDS];      /* the same for all shares: in set 0 alone */
@@ -166,48 +168,13 @@ static tensor_part part_of(const transfer *x, int operand, const share *s)
     return (tensor_part){.shape = x->caller[operand].shape}; /* gradients are not cut */
 }
 
-typedef enum copy_direction { COPY_IN, COPY_OUT } copy_direction;
-
-/* Between the caller's strides and the mapped copy, whose strides are `dense`. */
-static void copy_rows(const tensor_shape *t, const int64_t dense[4], char *caller, char *copy, copy_direction direction)
-{
-    int64_t n[4]; /* a dimension that is broadcast has one copy */
-    for (int i = 0; i < 4; i++) n[i] = t->stride[i] ? t->count[i] : 1;
-    size_t run = t->size; /* bytes that lie together in both */
-    for (int i = 3; i >= 0 && (n[i] == 1 || t->stride[i] == dense[i]); i--) {
-        run *= (size_t)n[i];
-        n[i] = 1;
-    }
-    for (int64_t a = 0; a < n[0]; a++)
-        for (int64_t b = 0; b < n[1]; b++)
-            for (int64_t c = 0; c < n[2]; c++)
-                for (int64_t d = 0; d < n[3]; d++) {
-                    const int64_t from = tensor_at(t, a, b, c) + d * t->stride[3];
-                    const int64_t to = a * dense[0] + b * dense[1] + c * dense[2] + d * dense[3];
-                    char *x = caller + from * (int64_t)t->size, *y = copy + to * (int64_t)t->size;
-                    memcpy(direction == COPY_IN ? y : x, direction == COPY_IN ? x : y, run);
-                }
-}
-
-/* Through the driver's own mapping; *done: of the last, which nothing waits for here. */
 static clattn_status copy_part(const transfer *x, int operand, const tensor_part *part, cl_mem mem,
                                copy_direction direction, cl_event *done)
 {
-    cl_int code;
-    cl_event unmapped;
-    int64_t dense[4];
     const tensor_shape *t = &part->shape;
     const int64_t at = tensor_at(t, part->first[0], part->first[1], part->first[2]);
-    clattn__tensor_copy_strides(t, dense);
-    char *copy =
-        clEnqueueMapBuffer(x->queue, mem, CL_TRUE, direction == COPY_IN ? CL_MAP_WRITE_INVALIDATE_REGION : CL_MAP_READ,
-                           0, (size_t)clattn__tensor_copy_bytes(t), 0, NULL, NULL, &code);
-    RETURN_IF_CL("clEnqueueMapBuffer", code);
-    copy_rows(t, dense, x->caller[operand].begin + at * (int64_t)t->size, copy, direction);
-    RETURN_IF_CL("clEnqueueUnmapMemObject", clEnqueueUnmapMemObject(x->queue, mem, copy, 0, NULL, &unmapped));
-    if (*done) clReleaseEvent(*done);
-    *done = unmapped;
-    return CLATTN_STATUS_SUCCESS;
+    return clattn__copy(x->queue, x->staging, x->plan->threads, t, x->caller[operand].begin + at * (int64_t)t->size,
+                        mem, direction, done);
 }
 
 static clattn_status wait_for(cl_event *event)
@@ -306,21 +273,23 @@ static clattn_status shares_run(transfer *x)
         if (i >= lag) FORWARD(share_end(x, i - lag));
     }
     for (int set = 0; set < x->n_sets; set++) FORWARD(wait_for(&x->copied[set]));
-    return CLATTN_STATUS_SUCCESS;
+    return x->staging ? clattn__staging_wait(x->staging) : CLATTN_STATUS_SUCCESS;
 }
 
 static clattn_status run_copied(device_plan *plan, const problem *p, const clattn_forward_args *args,
-                                const stretch caller[OPERANDS])
+                                const stretch caller[OPERANDS], bool through_staging)
 {
     const cl_command_queue own = plan->device->queue;
     transfer x = {
         .plan = plan, .given = p, .args = args, .caller = caller, .n_sets = plan->choice.cut.n_sets, .queue = own};
+    if (through_staging) x.staging = clattn__staging_take(plan->device);
     clattn_status status = shares_run(&x);
     if (x.is_launched) status = clattn__late(status);
     if (status != CLATTN_STATUS_SUCCESS) { /* first the copies, which wait for no kernel */
         if (x.queue) clFinish(x.queue);
         clFinish(own);
     }
+    clattn__staging_give(plan->device, x.staging);
     for (int set = 0; set < 2; set++) {
         if (x.copied[set]) clReleaseEvent(x.copied[set]);
         if (x.computed[set]) clReleaseEvent(x.computed[set]);
@@ -339,7 +308,7 @@ clattn_status clattn__device_run(device_plan *plan, const problem *p, const clat
     FORWARD(clattn__device_check_process(plan->device));
     stretch caller[OPERANDS], s[OPERANDS];
     stretches_find(p, args, backward, caller);
-    if (copy || !plan->device->profile.shares_host_memory) return run_copied(plan, p, args, caller);
+    if (copy || !plan->device->profile.shares_host_memory) return run_copied(plan, p, args, caller, true);
     bool must_copy;
     memcpy(s, caller, sizeof s);
     clattn_status status = stretches_share(plan, s, &must_copy);
@@ -347,5 +316,5 @@ clattn_status clattn__device_run(device_plan *plan, const problem *p, const clat
     if (status != CLATTN_STATUS_SUCCESS)
         clFinish(plan->device->queue); /* what was enqueued still reads the caller's memory */
     stretches_free(s);
-    return must_copy ? run_copied(plan, p, args, caller) : status;
+    return must_copy ? run_copied(plan, p, args, caller, false) : status;
 }

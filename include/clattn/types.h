@@ -228,18 +228,19 @@ typedef enum clattn_program_cache {
 
 typedef struct clattn_context_options {
     size_t struct_size;
-    clattn_device_select device;          /* default CLATTN_DEVICE_DEFAULT; clattn_context_create_from_cl ignores it */
-    int device_index;                     /* for CLATTN_DEVICE_INDEX */
-    const char *device_name;              /* for CLATTN_DEVICE_NAME; copied */
-    int n_threads;                        /* of the host path; default 0: one per available processor */
-    clattn_parallel_for_fn *parallel_for; /* host path: the app's own threads; default NULL: clattn's */
+    clattn_device_select device; /* default CLATTN_DEVICE_DEFAULT; clattn_context_create_from_cl ignores it */
+    int device_index;            /* for CLATTN_DEVICE_INDEX */
+    const char *device_name;     /* for CLATTN_DEVICE_NAME; copied */
+    int n_threads; /* of the host path, and of copies to and from devices; default 0: one per available processor */
+    clattn_parallel_for_fn *parallel_for; /* for those: the app's own threads; default NULL: clattn's */
     void *parallel_for_user;
     clattn_log_fn *log; /* default NULL: none. CLATTN_VERBOSE=plan,build,run or all prints on stderr */
     void *log_user;
     int copy_transfers; /* 1: clattn_forward copies even where the device shares host memory; default 0 */
     clattn_program_cache program_cache; /* default CLATTN_PROGRAM_CACHE_DEFAULT */
     int64_t copy_bytes_most; /* bytes, at least 0, of device copies and work space that one call with host pointers may
-                                have at a time; forward runs in shares then. Default 0: 3/4 of the device's memory */
+                                have at a time, not counting 16 MiB of page-locked host memory that copies pass through;
+                                forward runs in shares then. Default 0: 3/4 of the device's memory */
     const char *tuning;      /* a tuning table, as `clattn tune` writes it; copied; "": none. Default NULL: that of
                            clattn_tuning_file, if there is one. Lines that are no entries are left out, and in the log */
 } clattn_context_options;
