@@ -565,7 +565,8 @@ void test_run(test_data *t, const test_way *way, int64_t block_q, int64_t block_
  * to 0.3 u S sqrt(D). Of a score's error a row's output takes P (1 - P) times the distance between values, at most
  * about 1 for N(0,1); the greatest of a million outputs lies five deviations out: u S sqrt(D), near enough. S is
  * what the row's leading scores amount to: |LSE|, and where its products cancel what they walk through, scale |q|
- * max |k| / sqrt(D): with few columns some rows are well above the typical score scale sqrt(D) rms(Q) rms(K). The
+ * max |k| / sqrt(D): with few columns some rows are well above the typical score scale sqrt(D) rms(Q) rms(K). ALiBi's
+ * distance may cancel products of its own size, at most the largest there can be and the leading score: S has it too. The
  * sums over n keys, of P and of P V, bring 0.25 u sqrt(n), at five deviations u sqrt(n); exp2, the division, the
  * scale and the rescaling bring a few u, taken as 8:
  *
@@ -647,9 +648,19 @@ static tolerance tolerance_of(const test_data *t)
 }
 
 /* Of one row, before the cap and v_span. */
-static double row_error(const tolerance *e, double lse, double q_norm)
+static double row_error(const tolerance *e, double lse, double q_norm, double alibi)
 {
-    return e->u * ((fabs(lse) + fmax(e->typical, e->walk * q_norm)) * sqrt(e->columns) + sqrt(e->keys) + 8);
+    const double distance = fmin(alibi, fabs(lse) + e->walk * sqrt(e->columns) * q_norm);
+    return e->u * ((fabs(lse) + distance + fmax(e->typical, e->walk * q_norm)) * sqrt(e->columns) + sqrt(e->keys) + 8);
+}
+
+/* The slope times the distance of the farther end of the keys; 0 without ALiBi. */
+static double alibi_most(const test_data *t, int64_t b, int64_t h, int64_t i)
+{
+    if (!t->alibi_slopes) return 0;
+    const double at = (double)i + (double)(t->query_offsets ? t->query_offsets[b] : t->p.query_offset);
+    const int64_t slope = t->p.alibi == CLATTN_ALIBI_PER_HEAD ? h : b * t->p.n_heads_q + h;
+    return fabs((double)t->alibi_slopes[slope]) * fmax(fabs(at), fabs(at - (double)t->p.n_kv));
 }
 
 static bool same_special(double got, double expected) { return (isnan(got) && isnan(expected)) || got == expected; }
@@ -660,7 +671,7 @@ static void compare_row(const test_data *t, const tolerance *e, const char *what
     const clattn_problem *p = &t->p;
     const int64_t row = (b * p->n_heads_q + h) * rows_q(p) + i;
     const double lse = t->ref_lse[row], got_lse = test_get_lse(t, b, h, i);
-    const double error = isfinite(lse) ? row_error(e, lse, row_norm(t, 'q', b, h, i)) : 0;
+    const double error = isfinite(lse) ? row_error(e, lse, row_norm(t, 'q', b, h, i), alibi_most(t, b, h, i)) : 0;
     const double cap = e->cap * fmax(1, fmax(e->typical, fabs(lse) / 10));
     const double rounding = p->dtype == CLATTN_DTYPE_F64 ? 0x1.01p-24 : 0;
     const double lse_limit = fmax(rounding, fmin(error, 2 * cap)) * fmax(1, fabs(lse));
