@@ -105,6 +105,25 @@ static void options_make(const struct device *d, const device_choice *choice, co
         text_add(&t, " -D%s=%d", clattn__axis_names[i], clattn__plan_axis(choice, stage, (axis)i));
 }
 
+/* "FILE:LINE: " for a driver that counts the whole source's lines, past all #line; else "". */
+static void place_add(cl_program program, const char *error, text *to)
+{
+    size_t size = 0;
+    long wanted = 0, line = 0;
+    char file[64] = "";
+    if (!error || sscanf(error, "<kernel>:%ld:", &wanted) != 1) return;
+    clGetProgramInfo(program, CL_PROGRAM_SOURCE, 0, NULL, &size);
+    char *all = calloc(1, size + 1);
+    if (all) clGetProgramInfo(program, CL_PROGRAM_SOURCE, size, all, NULL);
+    for (char *at = all; at && *at && --wanted > 0; line++) {
+        if (sscanf(at, "#line %ld \"%63[^\"]\"", &line, file) == 2) line--;
+        at = strchr(at, '\n');
+        if (at) at++;
+    }
+    if (file[0]) text_add(to, "%s:%ld: ", file, line);
+    free(all);
+}
+
 static clattn_status build_failed(const struct device *d, cl_program program, const char *name, const char *options,
                                   cl_int code)
 {
@@ -117,8 +136,11 @@ static clattn_status build_failed(const struct device *d, cl_program program, co
     for (char *c = log; c && *c; c++)
         if (*c == '\n') *c = ' ';
     if (!error) error = log ? log : "";
-    const clattn_status status = clattn__fail(CLATTN_STATUS_BUILD_FAILED, code, "%s did not build on %s: %.600s (%s)",
-                                              name, d->profile.name, error, options);
+    char place[96] = "";
+    text at = {place, sizeof place, 0};
+    place_add(program, error, &at);
+    const clattn_status status = clattn__fail(CLATTN_STATUS_BUILD_FAILED, code, "%s did not build on %s: %s%.600s (%s)",
+                                              name, d->profile.name, place, error, options);
     free(log);
     return status;
 }
