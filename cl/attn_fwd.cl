@@ -21,6 +21,9 @@
  *                       local memory       |     V      | V_SLICE keys at a time
  *                                          +------------+
  *
+ * With AHEAD slices have two places in local memory, and the next one, of V or of the next block's K too, is on its way
+ * while this one is multiplied.
+ *
  * A trial launch has n_q = 0 and one work-group; it touches no global memory. */
 #define WHOLE_LOADS 1
 #define MATMUL_UNROLL 2
@@ -34,7 +37,7 @@
 
 WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
 {
-    __local real4 stage[STAGE_SIZE4];       /* slices of Q and K, [BLOCK_Q + BLOCK_KV, D_SLICE]; then of V */
+    __local real4 stage[STAGE_SIZE4];       /* Q; slices of Q and K, [BLOCK_Q + BLOCK_KV, D_SLICE], or of V */
     __local real4 p_tile[P_SIZE4];          /* P [BLOCK_Q, BLOCK_KV], hidden probs marked */
     __local real4 row_part[ROW_PART_SIZE4]; /* [BLOCK_Q, WG_COLS] */
     __local int mask_found;
@@ -59,24 +62,39 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
 
     o_row acc[TILE_M]; /* this work-item's part of O [BLOCK_Q, HEAD_DIM_V] */
     row_state state;
-    q_tile_load(stage + Q_AT, q, args.q_row, row_first, n_q, lid);
+    q_tile_load(stage, q, args.q_row, row_first, n_q, lid);
     row_state_init(&state, sink_of(&args, at.head, sinks), col);
     tile_zero_o(acc);
 
+    int turn = 0; /* whose place has the next slice */
+    if (AHEAD && j_first < j_end) k_slice_load(stage + PLACE(turn), k, args.k_row, j_first, j_end, 0, lid);
     for (int j0 = j_first; j0 < j_end; j0 += BLOCK_KV) {
         const int found = tile_mask_classify(&mask_found, &src, row_first, n_q, j0, j_end, row, col, lid);
-        if (!(found & MASK_SOME)) continue;
+        if (!(found & MASK_SOME)) {
+            copy_wait();
+            if (AHEAD) k_slice_load(stage + PLACE(turn), k, args.k_row, j0 + BLOCK_KV, j_end, 0, lid);
+            continue;
+        }
         const int cut = mask_cuts(band, row_first, row_last, j0, j0 + BLOCK_KV) || (found & MASK_HIDDEN);
         real s[TILE_M][TILE_N]; /* this work-item's part of S, then P [BLOCK_Q, BLOCK_KV] */
         real rescale[TILE_M];
 
         tile_zero_s(s);
         for (int d0 = 0; d0 < HEAD_DIM_QK; d0 += D_SLICE) {
-            q_slice_load(stage + Q_AT, q, args.q_row, row_first, n_q, d0, lid);
-            k_slice_load(stage + K_AT, k, args.k_row, j0, j_end, d0, lid);
+            __local real4 *here = stage + PLACE(turn);
+            if (!AHEAD) q_slice_load(here, q, args.q_row, row_first, n_q, d0, lid);
+            if (!AHEAD) k_slice_load(here + K_AT, k, args.k_row, j0, j_end, d0, lid);
+            copy_wait();
             barrier(CLK_LOCAL_MEM_FENCE);
-            tile_matmul_nt(s, q_slice(stage + Q_AT, d0), stage + K_AT, row, col);
-            barrier(CLK_LOCAL_MEM_FENCE);
+            if (AHEAD) {
+                turn ^= 1;
+                if (d0 + D_SLICE < HEAD_DIM_QK)
+                    k_slice_load(stage + PLACE(turn), k, args.k_row, j0, j_end, d0 + D_SLICE, lid);
+                else
+                    v_slice_load(stage + PLACE(turn), v, args.v_row, j0, j_end, lid);
+            }
+            tile_matmul_nt(s, Q_RESIDENT ? stage + d0 / 4 : here, here + K_AT, row, col);
+            if (!AHEAD) barrier(CLK_LOCAL_MEM_FENCE);
         }
         tile_scale(s, scale);
         tile_score(s, &src, row_first, n_q, j0, j_end, row, col);
@@ -90,13 +108,22 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
         o_row part[TILE_M]; /* as acc */
         o_row *sum = tile_block_begin(acc, part, rescale);
         for (int t = 0; t < BLOCK_KV; t += V_SLICE) {
-            v_slice_load(stage + V_AT, v, args.v_row, j0 + t, j_end, lid);
+            __local real4 *here = stage + PLACE(turn);
+            if (!AHEAD) v_slice_load(here, v, args.v_row, j0 + t, j_end, lid);
+            copy_wait();
             barrier(CLK_LOCAL_MEM_FENCE);
+            if (AHEAD) {
+                turn ^= 1;
+                if (t + V_SLICE < BLOCK_KV)
+                    v_slice_load(stage + PLACE(turn), v, args.v_row, j0 + t + V_SLICE, j_end, lid);
+                else if (j0 + BLOCK_KV < j_end)
+                    k_slice_load(stage + PLACE(turn), k, args.k_row, j0 + BLOCK_KV, j_end, 0, lid);
+            }
             if (cut)
-                tile_matmul_nn_masked(sum, p_tile + t / 4, stage + V_AT, row, col);
+                tile_matmul_nn_masked(sum, p_tile + t / 4, here, row, col);
             else
-                tile_matmul_nn(sum, p_tile + t / 4, stage + V_AT, row, col);
-            barrier(CLK_LOCAL_MEM_FENCE);
+                tile_matmul_nn(sum, p_tile + t / 4, here, row, col);
+            if (!AHEAD) barrier(CLK_LOCAL_MEM_FENCE);
         }
         tile_block_end(acc, part, rescale);
     }

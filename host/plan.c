@@ -375,6 +375,13 @@ static clattn_status no_tile(const char *kernel, const problem *p, const device_
                         d->max_work_group_size);
 }
 
+/* The axis AHEAD: NVIDIA's engines come with asynchronous copies, their emulation with plain ones. */
+static int ahead_of(const problem *p, const device_profile *d)
+{
+    if (p->dtype != CLATTN_DTYPE_F32) return 0;
+    return d->engine == ENGINE_MMA_SYNC || d->engine == ENGINE_WGMMA ? 2 : d->engine == ENGINE_EMULATED ? 1 : 0;
+}
+
 /* *is_last: the table has no further tile. */
 static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
                                      device_choice *c, bool *is_last)
@@ -383,10 +390,16 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
     const int64_t block_kv = o->block_kv ? block_of(o->block_kv, 0, p->n_kv, 1, ROWS_MAX) : 0;
     const int real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
     clattn__tile t;
+    const bool may_ahead =
+        ahead_of(p, d) &&
+        clattn__tile_pick_ahead(p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size, &t) &&
+        (!block_q || block_q == t.block_q) && (!block_kv || block_kv == t.block_kv);
+    const bool ahead = may_ahead && nth == 0;
     *is_last = true;
-    if (!clattn__tile_pick(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size, block_q,
-                           block_kv, nth, &t))
+    if (!ahead && !clattn__tile_pick(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size,
+                                     block_q, block_kv, nth - may_ahead, &t))
         return no_tile("attn_fwd", p, d, nth);
+    c->axes[AXIS_AHEAD] = ahead ? ahead_of(p, d) : 0;
     *is_last = false;
     const int64_t rows = (int64_t)t.block_q * t.wg_cols / t.wg_size;
     const int64_t columns = (p->head_dim_v + 4 * t.wg_cols - 1) / (4 * t.wg_cols) * 4;
@@ -396,7 +409,7 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
               p->head_dim_v, t.wg_size, rows * columns * real_size, ATTN_FWD_PRIVATE_MOST);
     set_tile(c, &t);
     c->local_bytes =
-        clattn__tile_local_bytes(&t, p->head_dim_qk, p->head_dim_v) + (int64_t)sizeof(int32_t) * p->has_mask;
+        clattn__tile_local_bytes(&t, p->head_dim_qk, p->head_dim_v, ahead) + (int64_t)sizeof(int32_t) * p->has_mask;
     add_stage(c, "attn_fwd", div_up(p->n_q, t.block_q), p->batch * p->n_heads_q, t.wg_size, 0);
     return CLATTN_STATUS_SUCCESS;
 }

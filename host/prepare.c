@@ -66,8 +66,8 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
         }
         /* What an app's function does to a build it does to all, unless the kernel is one that a driver may refuse.
          * With a table's sizes neither is the last word: the shipped ones come next. */
-        const bool is_usual =
-            plan->choice.local_bytes <= USUAL_LOCAL_BYTES && plan->choice.axes[AXIS_MMA] != ENGINE_WGMMA;
+        const bool is_usual = plan->choice.local_bytes <= USUAL_LOCAL_BYTES &&
+                              plan->choice.axes[AXIS_MMA] != ENGINE_WGMMA && plan->choice.axes[AXIS_AHEAD] != 2;
         const bool is_over = (status == CLATTN_STATUS_BUILD_FAILED && plan->choice.score_source && is_usual) ||
                              status == CLATTN_STATUS_OUT_OF_HOST_MEMORY;
         if (is_last && tried) {
@@ -83,6 +83,8 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
              "kernel %s on %s: block_q %d, block_kv %d, %" PRId64 " work-items, %" PRId64 " bytes of local memory\n",
              clattn_kernel_name(plan->choice.kernel), profile->name, axes[AXIS_BLOCK_Q], axes[AXIS_BLOCK_KV],
              plan->choice.work_group_size, plan->choice.local_bytes);
+    if (axes[AXIS_AHEAD])
+        text_add(why, "slices of K and V are copied one ahead%s\n", axes[AXIS_AHEAD] == 2 ? ", by cp.async" : "");
     if (plan->choice.is_tuned) text_add(why, "tuned: block_q and block_kv are the tuning table's\n");
     if (axes[AXIS_MMA])
         text_add(why, "matrix engine: %s%s\n", clattn__engine_names[axes[AXIS_MMA]],

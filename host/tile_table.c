@@ -53,22 +53,29 @@ static const clattn__tile tiles[] = {
     { ANY_DIM,   8,    16,     16,       64,     8,       8,      4,       0 },
     { ANY_DIM,   8,    16,     16,       16,     4,       8,      4,       0 },
 };
+
+/* With slices copied ahead, for compute capability 8.0 and up: two work-groups have all of its registers. */
+static const clattn__tile ahead_tiles[] = {
+    { 64,        4,    64,     64,       128,    8,       64,     64,      1 },        /* 70 */
+    { 128,       4,    64,     64,       128,    8,       64,     32,      1 },        /* 86 */
+};
 /* clang-format on */
 #define N_TILES ((int)(sizeof tiles / sizeof tiles[0]))
+#define N_AHEAD_TILES ((int)(sizeof ahead_tiles / sizeof ahead_tiles[0]))
 
 static int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 static int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t pitch4(int64_t width) { return width / 4 | 1; }
 
-int64_t clattn__tile_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v)
+int64_t clattn__tile_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v, bool ahead)
 {
     const int64_t q = t->block_q * pitch4(t->q_resident ? round_up(head_dim_qk, t->d_slice) : t->d_slice);
     const int64_t k = t->block_kv * pitch4(t->d_slice);
     const int64_t v = t->v_slice * (round_up(head_dim_v, 4 * (int64_t)t->wg_cols) / 4);
-    const int64_t stage = max_of(q + k, (t->q_resident ? q : 0) + v);
+    const int64_t place = max_of((t->q_resident ? 0 : q) + k, v);
     const int64_t p = t->block_q * pitch4(t->block_kv);
     const int64_t row_part = (int64_t)t->block_q * t->wg_cols / 4;
-    return 4 * (int64_t)t->real_size * (stage + p + row_part);
+    return 4 * (int64_t)t->real_size * ((t->q_resident ? q : 0) + (ahead ? 2 : 1) * place + p + row_part);
 }
 
 /* Gives t the block sizes asked for, keeping as near as it can to t's own rows and columns per work-item. 0 when that
@@ -102,6 +109,21 @@ static void trim_slice(clattn__tile *t, int64_t head_dim)
         t->d_slice /= 2;
 }
 
+const clattn__tile *clattn__tile_pick_ahead(int64_t head_dim_qk, int64_t head_dim_v, int64_t local_bytes,
+                                            int64_t max_wg, clattn__tile *out)
+{
+    const int64_t head_dim = max_of(head_dim_qk, head_dim_v);
+    for (int i = 0; i < N_AHEAD_TILES; i++) {
+        clattn__tile t = ahead_tiles[i];
+        if (head_dim > t.head_dim_max || t.wg_size > max_wg) continue;
+        trim_slice(&t, head_dim_qk);
+        if (2 * clattn__tile_local_bytes(&t, head_dim_qk, head_dim_v, true) > local_bytes) continue;
+        *out = t;
+        return out;
+    }
+    return NULL;
+}
+
 /* The class of rows of a table that serves this head dimension first. */
 static int class_of(const clattn__tile *table, int n, int64_t head_dim, int real_size)
 {
@@ -133,7 +155,7 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
             if ((bq != 0 || bkv != 0) &&
                 !set_blocks(&t, bq != 0 ? (int)bq : t.block_q, bkv != 0 ? (int)bkv : t.block_kv, max_wg))
                 continue;
-            const int64_t bytes = clattn__tile_local_bytes(&t, head_dim_qk, head_dim_v);
+            const int64_t bytes = clattn__tile_local_bytes(&t, head_dim_qk, head_dim_v, false);
             if (t.wg_size > max_wg || bytes > local_bytes) continue;
             if (!bq && !bkv && bytes > LOCAL_BYTES_USUAL && bytes > local_bytes / 3) continue;
             if (skip-- > 0) continue;

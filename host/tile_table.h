@@ -13,8 +13,13 @@ typedef struct clattn__tile {
     int block_q, block_kv, wg_size, wg_cols, d_slice, v_slice, q_resident;
 } clattn__tile;
 
-/* Local memory of one work-group, in bytes, exactly as cl/config.clh lays it out. */
-int64_t clattn__tile_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v);
+/* Local memory of one work-group, in bytes, exactly as cl/config.clh lays it out; ahead: with two places for slices. */
+int64_t clattn__tile_local_bytes(const clattn__tile *t, int64_t head_dim_qk, int64_t head_dim_v, bool ahead);
+
+/* The configuration for slices that are copied ahead, of f32, where the device has local memory for two such
+ * work-groups; else NULL. */
+const clattn__tile *clattn__tile_pick_ahead(int64_t head_dim_qk, int64_t head_dim_v, int64_t local_bytes,
+                                            int64_t max_wg, clattn__tile *out);
 
 /* The first configuration that needs at most local_bytes of local memory and max_wg work-items, after passing over
  * `skip` others that do; written to *out and returned, or NULL when there is none left.

@@ -96,6 +96,37 @@ START_TEST(variant)
 }
 END_TEST
 
+/* f32 slices copied ahead, by plain copies: in the tiles of a plan's own, for forced ones do without. */
+static const char *const ahead[] = {"f32 b1 hq2 hkv1 q70 kv150 d6 causal offset=70",
+                                    "f32 b1 hq1 hkv1 q5 kv140 d9 mask=1,1,q,kv",
+                                    "f32 b1 hq1 hkv1 q66 kv70 d32 window=20,3"};
+enum { AHEAD = sizeof ahead / sizeof ahead[0] };
+
+START_TEST(slices_ahead)
+{
+    static clattn_context *context;
+    clattn_context_options options;
+    test_context_options(&options);
+    setenv("CLATTN_MMA", "emulated", 1);
+    if (!context) test_ok(clattn_context_create(&options, &context));
+    unsetenv("CLATTN_MMA");
+    test_data *t = test_data_from_text(ahead[_i], (uint64_t)_i);
+    const test_way way = {"attn_fwd, ahead", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD};
+    clattn_plan *plan = test_plan(context, &t->p, &way, 0, 0, 0);
+    if (strstr(clattn_plan_explain(plan), "copied one ahead")) {
+        test_forward(t, plan);
+        if (!is_simulated()) {
+            test_reference(t);
+            test_compare(t, way.name);
+        }
+    } else {
+        test_skip(ahead[_i], "no local memory for slices ahead");
+    }
+    clattn_plan_release(plan);
+    test_data_free(t);
+}
+END_TEST
+
 START_TEST(backward_variant)
 {
     const int which = _i % (SHAPES * BACKWARD_VARIANTS);
@@ -166,6 +197,7 @@ Suite *test_suite(void)
     for (int k = 0; k < 2; k++)
         tcase_add_loop_test(test_case(suite, clattn_kernel_name(test_backward_ways[1 + k].kernel)), backward_variant,
                             k * SHAPES * BACKWARD_VARIANTS, (k + 1) * SHAPES * BACKWARD_VARIANTS);
+    tcase_add_loop_test(test_case(suite, "ahead"), slices_ahead, 0, AHEAD);
     tcase_add_test(test_case(suite, "planted"), planted);
     return suite;
 }

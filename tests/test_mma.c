@@ -4,6 +4,8 @@
  * shapes vary more than features do. */
 #include "harness.h"
 
+#include <clattn/opencl.h>
+
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 static const test_way way = {"attn_fwd_mma", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_MMA};
@@ -269,6 +271,55 @@ START_TEST(fully_hidden)
 }
 END_TEST
 
+/* ---- attn_fwd's slices copied ahead, as NVIDIA's engines do with f32: with the emulated engine by plain copies */
+
+static const char *const ahead[] = {
+    "f32 b1 hq2 hkv1 q300 kv400 d64",
+    "f32 b1 hq2 hkv2 q200 kv330 d33 dv61 window=70,5",
+    "f32 b1 hq1 hkv1 q131 kv257 d128 causal offset=100",
+    "f32 b1 hq2 hkv1 q70 kv300 d80 dv17 mask=1,h,q,kv",
+    "f32 b2 hq2 hkv2 q70 kv150 d5 kvlen=61",
+    "f32 hq4 hkv2 d64 dv40 varlen=3,5,0,17:30,5,0,90 causal offset=12 window=40,0 softcap=3 alibi bias=b,h,q,kv:f16 "
+    "mask=1,h,q,kv sinks dropout=0.1:seed=7",
+    "f32 b1 hq2 hkv2 q70 kv150 d40 window=9,5 offset=20",
+};
+
+enum { AHEAD_LOCAL_BYTES = 86 << 10 }; /* of the widest */
+
+static int64_t local_bytes(clattn_context *context)
+{
+    cl_device_id device;
+    cl_ulong bytes = 0;
+    test_ok(clattn_context_get_cl(context, NULL, &device));
+    ck_assert_int_eq(clGetDeviceInfo(device, CL_DEVICE_LOCAL_MEM_SIZE, sizeof bytes, &bytes, NULL), CL_SUCCESS);
+    return bytes > 48 << 10 ? (int64_t)bytes : 227 << 10; /* NVIDIA's say 48 KiB, whatever they have */
+}
+
+/* Rows at multiples of 16 bytes, and not; whole blocks that the mask hides; NaN and infinities in the last. */
+START_TEST(slices_ahead)
+{
+    static const test_way attn_fwd = {"attn_fwd, ahead", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD};
+    static clattn_context *context;
+    if (is_missing()) return;
+    if (!context) context = context_by("emulated");
+    if (local_bytes(context) < 2 * AHEAD_LOCAL_BYTES) {
+        test_skip(ahead[_i / 2], "no local memory for slices ahead");
+        return;
+    }
+    test_data *t = test_data_from_text(ahead[_i / 2], 8 + (uint64_t)_i % 2);
+    if (_i / 2 == 3)
+        for (int i = 0; i < 2 * 70; i++) memset(t->mask + 300 * i + 64, 0, 128);
+    if (_i / 2 == COUNT(ahead) - 1) set_special_values(t, 40);
+    test_reference(t);
+    clattn_plan *plan = test_plan(context, &t->p, &attn_fwd, 0, 0, 0);
+    ck_assert_msg(!!strstr(clattn_plan_explain(plan), "copied one ahead"), "%s", clattn_plan_explain(plan));
+    test_forward(t, plan);
+    test_compare(t, "slices ahead");
+    clattn_plan_release(plan);
+    test_data_free(t);
+}
+END_TEST
+
 /* ---- decisions */
 
 static const struct {
@@ -398,6 +449,8 @@ Suite *test_suite(void)
     tcase_add_loop_test(c, nan_in_windows, 0, 2 * 4 * TYPES);
     tcase_add_loop_test(c, nan_in_default_tiles, 0, 4);
     tcase_add_loop_test(c, fully_hidden, 0, 5);
+    c = test_case(s, "ahead");
+    tcase_add_loop_test(c, slices_ahead, 0, 2 * COUNT(ahead));
     c = test_case(s, "decisions");
     tcase_add_loop_test(c, refuses, 0, COUNT(refused));
     tcase_add_loop_test(c, automatic, 0, 3);

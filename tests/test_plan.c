@@ -84,8 +84,10 @@ static void expect_attn_fwd(const int *a, int64_t wg, int64_t local, const machi
     ck_assert_int_eq(wg, size);
     const int64_t q4 = (resident ? up(a[AXIS_HEAD_DIM_QK], d) : d) / 4 | 1, k4 = d / 4 | 1, p4 = bkv / 4 | 1;
     const int64_t v4 = up(a[AXIS_HEAD_DIM_V], 4 * cols) / 4;
-    const int64_t qk = bq * q4 + bkv * k4, qv = (resident ? bq * q4 : 0) + v * v4;
-    const int64_t bytes = 4 * real * ((qk > qv ? qk : qv) + bq * p4 + bq * cols / 4);
+    const int64_t q_kept = resident ? bq * q4 : 0, qk = bq * q4 - q_kept + bkv * k4, places = a[AXIS_AHEAD] ? 2 : 1;
+    const int64_t bytes = 4 * real * (q_kept + places * (qk > v * v4 ? qk : v * v4) + bq * p4 + bq * cols / 4);
+    ck_assert_msg(places == 1 || (resident && a[AXIS_STORAGE] == CLATTN_DTYPE_F32 && 2 * bytes <= m->local_bytes), "%s",
+                  what);
     ck_assert_msg(local == bytes, "%s: %d bytes of local memory, not %d", what, (int)local, (int)bytes);
     ck_assert_msg(bytes <= m->local_bytes, "%s: %d bytes of local memory on %s", what, (int)bytes, m->what);
     ck_assert_msg(size <= m->max_work_group_size, "%s: %d work-items on %s", what, (int)size, m->what);
@@ -184,7 +186,7 @@ START_TEST(tiles_grow_with_the_device)
                         clattn__tile_pick(head_dims[i], head_dims[i], real, locals[l], groups[g], 0, 0, 0, &t) != NULL;
                     ck_assert_msg(has || !had, "d%d: %d KiB lose what fewer had", head_dims[i], (int)(locals[l] / KIB));
                     if (has) {
-                        ck_assert_int_le(clattn__tile_local_bytes(&t, head_dims[i], head_dims[i]), locals[l]);
+                        ck_assert_int_le(clattn__tile_local_bytes(&t, head_dims[i], head_dims[i], false), locals[l]);
                         ck_assert_int_le(t.wg_size, groups[g]);
                     }
                     had = has;
@@ -249,6 +251,39 @@ START_TEST(engine_automatic)
     const problem p = problem_of(cases[0].text);
     ck_assert_int_eq(clattn__plan_device(&p, &d, &backward, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
     ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_BWD);
+}
+END_TEST
+
+/* f32 slices go ahead where the engine's copies are there and two work-groups fit; the shipped tiles come after. */
+START_TEST(slices_ahead)
+{
+    const machine *m = &machines[_i];
+    const int wanted[ENGINE_COUNT] = {[ENGINE_EMULATED] = 1, [ENGINE_MMA_SYNC] = 2, [ENGINE_WGMMA] = 2};
+    device_profile d = profile_of(m);
+    for (int engine = ENGINE_NONE; engine < ENGINE_COUNT; engine++)
+        for (int i = 0; i < 4 * N_HEAD_DIMS; i++)
+            for (int forced = 0; forced < 2; forced++) {
+                char line[128];
+                device_choice c, next;
+                const int dim = head_dims[i / 4];
+                snprintf(line, sizeof line, "%s hq2 q300 kv500 d%d dv%d", storages[i % 4], dim, dim + forced);
+                const problem p = problem_of(line);
+                const clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_FWD, forced ? 64 : 0, 0);
+                d.engine = (matrix_engine)engine;
+                if (clattn__plan_device(&p, &d, &o, 0, &c, &is_last) != CLATTN_STATUS_SUCCESS) continue;
+                const int64_t least = dim <= 64 ? 142 * KIB : 174 * KIB; /* twice a tile's, at the class's widest */
+                const bool suits = i % 4 == 0 && dim <= 128 && !forced;
+                if (c.axes[AXIS_AHEAD] || (suits && m->local_bytes >= least && m->max_work_group_size >= 128))
+                    ck_assert_msg(suits && c.axes[AXIS_AHEAD] == wanted[engine], "%s on %s, engine %d: AHEAD %d", line,
+                                  m->what, engine, c.axes[AXIS_AHEAD]);
+                expect_attn_fwd(c.axes, c.work_group_size, c.local_bytes, m, line);
+                if (!c.axes[AXIS_AHEAD]) continue;
+                ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 1, &next, &is_last), CLATTN_STATUS_SUCCESS);
+                ck_assert_int_eq(next.axes[AXIS_AHEAD], 0);
+                d.engine = ENGINE_NONE;
+                ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+                ck_assert(!memcmp(c.axes, next.axes, sizeof c.axes));
+            }
 }
 END_TEST
 
@@ -668,8 +703,8 @@ START_TEST(table_forced_blocks)
                 axes[AXIS_V_SLICE] = t.v_slice;
                 axes[AXIS_Q_RESIDENT] = t.q_resident;
                 snprintf(what, sizeof what, "d%d block_q %d block_kv %d", head_dims[i], block_q, block_kv);
-                expect_attn_fwd(axes, t.wg_size, clattn__tile_local_bytes(&t, head_dims[i], head_dims[i]), &roomy,
-                                what);
+                expect_attn_fwd(axes, t.wg_size, clattn__tile_local_bytes(&t, head_dims[i], head_dims[i], false),
+                                &roomy, what);
                 ck_assert_msg(t.block_q == (block_q > 112 ? 128 : up(block_q, 16)), "%s: %d", what, t.block_q);
                 ck_assert_msg(t.block_kv == (block_kv > 112 ? 128 : up(block_kv, 16)), "%s: %d", what, t.block_kv);
             }
@@ -1374,6 +1409,7 @@ Suite *test_suite(void)
 #endif
     tcase_add_test(t, engine_automatic);
     tcase_add_loop_test(t, engine_tiles_fit, 0, N_MACHINES);
+    tcase_add_loop_test(t, slices_ahead, 0, N_MACHINES);
     tcase_add_loop_test(t, lanes_has_one_variant, 0, N_MACHINES);
     tcase_add_loop_test(t, lanes_blocks, 0, N_LANES);
     tcase_add_test(t, variants_of_a_huge_head);
