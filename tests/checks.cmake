@@ -78,7 +78,7 @@ if(TARGET test_faults)
   set(layer "CK_FORK=no;OPENCL_LAYERS=$<TARGET_FILE:fault_layer>")
   add_test(NAME test_faults COMMAND test_faults)
   set_tests_properties(test_faults PROPERTIES TIMEOUT 4800 COST 200 ENVIRONMENT "${layer}"
-    PASS_REGULAR_EXPRESSION "100%: Checks: 131, Failures: 0, Errors: 0")
+    PASS_REGULAR_EXPRESSION "100%: Checks: 133, Failures: 0, Errors: 0")
   add_test(NAME test_kernels COMMAND test_kernels)
   set_tests_properties(test_kernels PROPERTIES TIMEOUT 4800 COST 200 ENVIRONMENT "${layer};CLATTN_FAULT_GUARD=1"
     PASS_REGULAR_EXPRESSION "100%: Checks: 192, Failures: 0, Errors: 0")
