@@ -1,8 +1,8 @@
 /* Random problems, each way beside the float64 reference. A problem is a list of small numbers, so that one that fails can be
  * made smaller number by number; it is printed as one line of problem text and as that list.
  *
- *   random_problems host|device COUNT [SEED]   COUNT problems; SEED is printed and default 1
- *   random_problems one NUMBERS                the problem of a list, "1,0,2,..."
+ *   random_problems host|device COUNT [SEED [FIRST]]   problems FIRST (default 0) to COUNT - 1 of SEED (default 1)
+ *   random_problems one NUMBERS                        the problem of a list, "1,0,2,..."
  *
  * A child process runs the problems, so that one that crashes is found and shrunk like one that is wrong. */
 #define _DEFAULT_SOURCE
@@ -104,20 +104,22 @@ int main(int argc, char **argv)
         return !child_runs(true);
     }
     if (argc < 3 || (strcmp(argv[1], "host") && strcmp(argv[1], "device"))) {
-        fprintf(stderr, "usage: random_problems host|device COUNT [SEED] | one NUMBERS\n");
+        fprintf(stderr, "usage: random_problems host|device COUNT [SEED [FIRST]] | one NUMBERS\n");
         return 2;
     }
     task.device = !strcmp(argv[1], "device");
     task.count = strtoull(argv[2], NULL, 10);
     task.seed = argc > 3 ? strtoull(argv[3], NULL, 10) : 1;
-    printf("random problems: %" PRIu64 " on the %s, seed %" PRIu64 "\n", task.count, argv[1], task.seed);
+    const uint64_t first = shared->done = argc > 4 ? strtoull(argv[4], NULL, 10) : 0;
+    printf("random problems: %" PRIu64 " to %" PRIu64 " on the %s, seed %" PRIu64 "\n", first, task.count, argv[1],
+           task.seed);
     if (child_runs(true)) {
-        printf("%" PRIu64 " passed, 0 failed\n", task.count);
+        printf("%" PRIu64 " passed, 0 failed\n", task.count - first);
         return 0;
     }
     printf("problem %" PRIu64 " of seed %" PRIu64 ": ", shared->done, task.seed);
     numbers_print(&shared->one);
     shrink();
-    printf("%" PRIu64 " passed, 1 failed\n", shared->done);
+    printf("%" PRIu64 " passed, 1 failed\n", shared->done - first);
     return 1;
 }
