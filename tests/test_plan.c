@@ -262,17 +262,19 @@ START_TEST(slices_ahead)
     device_profile d = profile_of(m);
     for (int engine = ENGINE_NONE; engine < ENGINE_COUNT; engine++)
         for (int i = 0; i < 4 * N_HEAD_DIMS; i++)
-            for (int forced = 0; forced < 2; forced++) {
+            for (int forced = 0; forced <= 64; forced += 16) {
                 char line[128];
                 device_choice c, next;
                 const int dim = head_dims[i / 4];
-                snprintf(line, sizeof line, "%s hq2 q300 kv500 d%d dv%d", storages[i % 4], dim, dim + forced);
+                snprintf(line, sizeof line, "%s hq2 q300 kv500 d%d dv%d", storages[i % 4], dim, dim + (forced > 0));
                 const problem p = problem_of(line);
-                const clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_FWD, forced ? 64 : 0, 0);
+                const clattn_plan_options o = options_of(CLATTN_KERNEL_ATTN_FWD, forced, 0);
                 d.engine = (matrix_engine)engine;
                 if (clattn__plan_device(&p, &d, &o, 0, &c, &is_last) != CLATTN_STATUS_SUCCESS) continue;
-                const int64_t least = dim <= 64 ? 142 * KIB : 174 * KIB; /* twice a tile's, at the class's widest */
-                const bool suits = i % 4 == 0 && dim <= 128 && !forced;
+                const int64_t least =
+                    dim + (forced > 0) <= 64 ? 142 * KIB : 174 * KIB; /* twice a tile's, at the class's widest */
+                const bool suits =
+                    i % 4 == 0 && dim + (forced > 0) <= 128 && (!forced || forced == 64); /* its own size */
                 if (c.axes[AXIS_AHEAD] || (suits && m->local_bytes >= least && m->max_work_group_size >= 128))
                     ck_assert_msg(suits && c.axes[AXIS_AHEAD] == wanted[engine], "%s on %s, engine %d: AHEAD %d", line,
                                   m->what, engine, c.axes[AXIS_AHEAD]);
