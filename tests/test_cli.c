@@ -228,7 +228,9 @@ static const usage_case usages[] = {
     {FORWARD "--dtype f8", 2, "--dtype f8"},
     {FORWARD "--layout sbhd", 2, "--layout sbhd"},
     {FORWARD "--path cpu", 2, "--path cpu"},
-    {FORWARD "--kernel fast", 2, "--kernel fast"},
+    {FORWARD "--kernel fast", 2,
+     "--kernel fast: it must be one of auto, host_tile, attn_fwd, attn_fwd_lanes, host_decode, "
+     "attn_decode_lanes, host_backward, attn_bwd_lanes, attn_bwd, attn_fwd_mma, attn_decode"},
     {FORWARD "--threads 0", 2, "--threads 0"},
     {FORWARD "--threads x", 2, "--threads x"},
     {FORWARD "--threads 1e3", 2, "--threads 1e3"},

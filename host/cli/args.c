@@ -162,11 +162,11 @@ static int parse_real(const flag *f, const char *text, double *value)
 
 static int parse_choice(const flag *f, const char *text, int *value)
 {
-    char all[128];
+    char all[512];
     size_t n = 0;
     for (const choice *c = f->choices; c->name; c++) {
         if (strcmp(c->name, text) == 0) return *value = c->value, CLI_OK;
-        n += (size_t)snprintf(all + n, sizeof all - n, "%s%s", n ? ", " : "", c->name);
+        if (n < sizeof all) n += (size_t)snprintf(all + n, sizeof all - n, "%s%s", n ? ", " : "", c->name);
     }
     return cli_fail(CLI_USAGE, "%s %s: it must be one of %s", f->name, text, all);
 }
