@@ -76,7 +76,7 @@ static int train(clattn_path path, const layer *from, double losses[STEPS])
     /* README: begin */
     clattn_plan_options options;
     clattn_plan_options_init(&options);
-    options.path = path;
+    options.path = path; /* CLATTN_PATH_AUTO, the default, CLATTN_PATH_HOST or CLATTN_PATH_DEVICE */
     if (clattn_plan_create(NULL, &p, &options, &forward)) return failed();
     options.pass = CLATTN_PASS_BACKWARD;
     if (clattn_plan_create(NULL, &p, &options, &backward)) return failed();
