@@ -82,8 +82,10 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
         tile_zero_s(s);
         for (int d0 = 0; d0 < HEAD_DIM_QK; d0 += D_SLICE) {
             __local real4 *here = stage + PLACE(turn);
-            if (!AHEAD) q_slice_load(here, q, args.q_row, row_first, n_q, d0, lid);
-            if (!AHEAD) k_slice_load(here + K_AT, k, args.k_row, j0, j_end, d0, lid);
+            if (!AHEAD) {
+                q_slice_load(here, q, args.q_row, row_first, n_q, d0, lid);
+                k_slice_load(here + K_AT, k, args.k_row, j0, j_end, d0, lid);
+            }
             copy_wait();
             barrier(CLK_LOCAL_MEM_FENCE);
             if (AHEAD) {

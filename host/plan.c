@@ -390,16 +390,16 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
     const int64_t block_kv = o->block_kv ? block_of(o->block_kv, 0, p->n_kv, 1, ROWS_MAX) : 0;
     const int real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
     clattn__tile t;
+    const int how = ahead_of(p, d);
     const bool may_ahead =
-        ahead_of(p, d) &&
-        clattn__tile_pick_ahead(p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size, &t) &&
+        how && clattn__tile_pick_ahead(p->head_dim_qk, p->head_dim_v, d->local_bytes, d->max_work_group_size, &t) &&
         (!block_q || block_q == t.block_q) && (!block_kv || block_kv == t.block_kv);
     const bool ahead = may_ahead && nth == 0;
     *is_last = true;
     if (!ahead && !clattn__tile_pick(p->head_dim_qk, p->head_dim_v, real_size, d->local_bytes, d->max_work_group_size,
                                      block_q, block_kv, nth - may_ahead, &t))
         return no_tile("attn_fwd", p, d, nth);
-    c->axes[AXIS_AHEAD] = ahead ? ahead_of(p, d) : 0;
+    c->axes[AXIS_AHEAD] = ahead ? how : 0;
     *is_last = false;
     const int64_t rows = (int64_t)t.block_q * t.wg_cols / t.wg_size;
     const int64_t columns = (p->head_dim_v + 4 * t.wg_cols - 1) / (4 * t.wg_cols) * 4;

@@ -37,6 +37,17 @@ void test_context_options(clattn_context_options *options)
     options->device = options->device_name ? CLATTN_DEVICE_NAME : CLATTN_DEVICE_INDEX;
 }
 
+clattn_context *test_context_by(const char *engine)
+{
+    clattn_context_options options;
+    clattn_context *context;
+    test_context_options(&options);
+    setenv("CLATTN_MMA", engine, 1);
+    test_ok(clattn_context_create(&options, &context));
+    unsetenv("CLATTN_MMA");
+    return context;
+}
+
 clattn_context *test_context(void)
 {
     static clattn_context *context;

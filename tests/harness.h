@@ -28,6 +28,9 @@ bool test_device_info(clattn_device_info *info);
 /* Options for another context on that device. */
 void test_context_options(clattn_context_options *options);
 
+/* One that believes in this matrix engine, a name that CLATTN_MMA takes. The caller owns it. */
+clattn_context *test_context_by(const char *engine);
+
 /* A host-only context, which leaves OpenCL alone. */
 clattn_context *test_host_context(void);
 

@@ -105,11 +105,7 @@ enum { AHEAD = sizeof ahead / sizeof ahead[0] };
 START_TEST(slices_ahead)
 {
     static clattn_context *context;
-    clattn_context_options options;
-    test_context_options(&options);
-    setenv("CLATTN_MMA", "emulated", 1);
-    if (!context) test_ok(clattn_context_create(&options, &context));
-    unsetenv("CLATTN_MMA");
+    if (!context) context = test_context_by("emulated");
     test_data *t = test_data_from_text(ahead[_i], (uint64_t)_i);
     for (int i = 0; t->mask && i < 5; i++) memset(t->mask + i * 140 + 64, 0, 64); /* a whole block */
     const test_way way = {"attn_fwd, ahead", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD};

@@ -15,22 +15,11 @@ enum { TYPES = 2, SHAPES = 3, BLOCK = 32, LAYOUTS = COUNT(layouts) };
 
 static bool is_missing(void) { return !test_way_context(&way, CLATTN_DTYPE_F16); }
 
-static clattn_context *context_by(const char *engine)
-{
-    clattn_context_options options;
-    clattn_context *context;
-    test_context_options(&options);
-    setenv("CLATTN_MMA", engine, 1);
-    test_ok(clattn_context_create(&options, &context));
-    unsetenv("CLATTN_MMA");
-    return context;
-}
-
 /* The call, in a layout. */
 static void forward(int layout, test_data *t, int64_t block_q, int64_t block_kv)
 {
     static clattn_context *contexts[LAYOUTS];
-    if (layout && !contexts[layout]) contexts[layout] = context_by(layouts[layout]);
+    if (layout && !contexts[layout]) contexts[layout] = test_context_by(layouts[layout]);
     clattn_plan *plan = test_plan(layout ? contexts[layout] : test_context(), &t->p, &way, block_q, block_kv, 0);
     if (layout) ck_assert_msg(!!strstr(clattn_plan_explain(plan), layouts[layout]), "%s", clattn_plan_explain(plan));
     test_forward(t, plan);
@@ -301,7 +290,7 @@ START_TEST(slices_ahead)
     static const test_way attn_fwd = {"attn_fwd, ahead", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD};
     static clattn_context *context;
     if (is_missing()) return;
-    if (!context) context = context_by("emulated");
+    if (!context) context = test_context_by("emulated");
     if (local_bytes(context) < 2 * AHEAD_LOCAL_BYTES) {
         test_skip(ahead[_i / 2], "no local memory for slices ahead");
         return;
@@ -355,7 +344,7 @@ START_TEST(automatic)
     char sentence[100];
     clattn_plan_info info;
     if (is_missing()) return;
-    clattn_context *context = context_by(engines[_i]);
+    clattn_context *context = test_context_by(engines[_i]);
     snprintf(sentence, sizeof sentence, "matrix engine: %s; its products agree with attn_fwd's", engines[_i]);
     for (int i = _i ? _i - 1 : 0; i < (_i ? _i : COUNT(texts)); i++) { /* a type for each layout */
         clattn_plan *plan;
@@ -381,7 +370,7 @@ START_TEST(engines_fall)
     clattn_plan_options plan_options;
     clattn_plan *plan;
     if (is_missing()) return;
-    clattn_context *context = context_by("wgmma");
+    clattn_context *context = test_context_by("wgmma");
     test_data *t = test_data_from_text("bf16 b1 hq2 hkv2 q40 kv50 d16", 2);
     clattn_plan_options_init(&plan_options);
     plan_options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
@@ -407,7 +396,7 @@ START_TEST(engines_fall_to_none)
     clattn_plan_options options;
     clattn_plan_info info;
     if (is_missing()) return;
-    clattn_context *context = context_by(engines[_i]);
+    clattn_context *context = test_context_by(engines[_i]);
     clattn_plan_options_init(&options);
     clattn_plan_info_init(&info);
     if (_i) options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
