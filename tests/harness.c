@@ -574,7 +574,9 @@ void test_run(test_data *t, const test_way *way, int64_t block_q, int64_t block_
  *
  * A score of size S is a walk of D = head_dim products, its partial sums some S sqrt(i / D): the D roundings add up
  * to 0.3 u S sqrt(D). Of a score's error a row's output takes P (1 - P) times the distance between values, at most
- * about 1 for N(0,1); the greatest of a million outputs lies five deviations out: u S sqrt(D), near enough. S is
+ * about 1 for N(0,1); the greatest of a million outputs lies five deviations out: u S sqrt(D), near enough. (Where
+ * two keys share a row, the score's error and the values' distance are two normal numbers, whose product in the greatest of
+ * a thousand million is 18 times their deviations', 0.3 u S sqrt(D) and 0.35: twice that.) S is
  * what the row's leading scores amount to: |LSE|, and where its products cancel what they walk through, scale |q|
  * max |k| / sqrt(D): with few columns some rows are well above the typical score scale sqrt(D) rms(Q) rms(K). ALiBi's
  * distance may cancel products of its own size, at most the largest there can be and the leading score: S has it too. The
@@ -597,6 +599,7 @@ typedef struct tolerance {
     double u, typical, cap, v_span, storage, probs;
     double columns, keys;
     double walk; /* scale max |k| / sqrt(D): times |q|, the size of a row's products */
+    double tail; /* of scores' errors */
 } tolerance;
 
 /* rms and largest of a tensor's finite elements. */
@@ -651,6 +654,7 @@ static tolerance tolerance_of(const test_data *t)
     e.typical = scale * sqrt(e.columns) * tensor_rms(t, 'q', &ignored) * tensor_rms(t, 'k', &ignored);
     e.walk = scale * largest_key_norm(t) / sqrt(e.columns);
     e.cap = is_double ? 1e-13 : 5e-6;
+    e.tail = t->is_of_many ? 2 : 1;
     tensor_rms(t, 'v', &largest_v);
     e.v_span = fmax(1, largest_v / 5) / (1 - p->dropout); /* five deviations of N(0,1); what dropout keeps, it scales */
     e.probs = t->products == CLATTN_DTYPE_BF16 ? 0x1p-8 : t->products == CLATTN_DTYPE_F16 ? 0x1p-11 : 0;
@@ -662,7 +666,8 @@ static tolerance tolerance_of(const test_data *t)
 static double row_error(const tolerance *e, double lse, double q_norm, double alibi)
 {
     const double distance = fmin(alibi, fabs(lse) + e->walk * sqrt(e->columns) * q_norm);
-    return e->u * ((fabs(lse) + distance + fmax(e->typical, e->walk * q_norm)) * sqrt(e->columns) + sqrt(e->keys) + 8);
+    const double size = fabs(lse) + distance + fmax(e->typical, e->walk * q_norm);
+    return e->u * (e->tail * size * sqrt(e->columns) + sqrt(e->keys) + 8);
 }
 
 /* The slope times the distance of the farther end of the keys; 0 without ALiBi. */

@@ -87,6 +87,7 @@ typedef struct test_data {
     int64_t *cu_seqlens_q, *cu_seqlens_kv; /* [batch + 1] or NULL; the test fills them */
     uint64_t dropout_seed;
     clattn_dtype products;   /* of the last run's plan */
+    bool is_of_many;         /* one of problems with a thousand million outputs, see harness.c, "comparing" */
     double *ref_o, *ref_lse; /* dense; from test_reference */
     test_block blocks[5];    /* of q, k, v, o, lse; packed: k and v have none */
     char text[200];          /* the problem, and after test_run the way and block sizes */

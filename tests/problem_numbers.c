@@ -206,6 +206,7 @@ void numbers_run(const numbers *n)
         if (t->query_offsets) t->query_offsets[b] = numbers_below(&state, t->p.n_kv + 9) - 4;
     }
     spoil(t, n->n[DATA], (uint64_t)n->n[SEED]);
+    t->is_of_many = true;
     test_reference(t);
     clattn_context *context = way->path == CLATTN_PATH_HOST ? test_host_context() : test_context();
     clattn_plan_options options;
