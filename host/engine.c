@@ -30,8 +30,20 @@ static void fill(uint16_t *to, int n, uint32_t seed, clattn_dtype dtype)
     }
 }
 
-const char *const clattn__engine_names[ENGINE_COUNT] = {"none",          "emulated", "mma_sync",      "wgmma",
-                                                        "emulated_mfma", "mfma",     "emulated_dpas", "dpas"};
+const char *const clattn__engine_names[ENGINE_COUNT] = {
+    [ENGINE_NONE] = "none",
+    [ENGINE_EMULATED] = "emulated",
+    [ENGINE_MMA_SYNC] = "mma_sync",
+    [ENGINE_WGMMA] = "wgmma",
+    [ENGINE_EMULATED_MFMA] = "emulated_mfma",
+    [ENGINE_MFMA] = "mfma",
+    [ENGINE_EMULATED_DPAS] = "emulated_dpas",
+    [ENGINE_DPAS] = "dpas",
+    [ENGINE_EMULATED_WMMA_GFX11] = "emulated_wmma_gfx11",
+    [ENGINE_WMMA_GFX11] = "wmma_gfx11",
+    [ENGINE_EMULATED_WMMA_GFX12] = "emulated_wmma_gfx12",
+    [ENGINE_WMMA_GFX12] = "wmma_gfx12",
+};
 
 matrix_engine clattn__engine_below(matrix_engine engine)
 {

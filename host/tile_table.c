@@ -171,7 +171,8 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
 
 bool clattn__engine_is_emulated(matrix_engine engine)
 {
-    return engine == ENGINE_EMULATED || engine == ENGINE_EMULATED_MFMA || engine == ENGINE_EMULATED_DPAS;
+    return engine == ENGINE_EMULATED || engine == ENGINE_EMULATED_MFMA || engine == ENGINE_EMULATED_DPAS ||
+           engine == ENGINE_EMULATED_WMMA_GFX11 || engine == ENGINE_EMULATED_WMMA_GFX12;
 }
 
 static bool is_mfma(matrix_engine engine) { return engine == ENGINE_MFMA || engine == ENGINE_EMULATED_MFMA; }
@@ -205,7 +206,7 @@ const clattn__tile *clattn__tile_pick_mma(int64_t head_dim_qk, int64_t head_dim_
                                              {{128, 16}, {64, 16}, {32, 16}, {16, 16}}};
     static const int by_warpgroup[][6][2] = {{{128, 64}, {64, 64}}, {{128, 128}, {128, 64}, {64, 64}}};
     const int64_t step = engine == ENGINE_WGMMA ? 64 : BLOCK_STEP, head_dim = max_of(head_dim_qk, head_dim_v);
-    const bool is_wide = head_dim > 64 || engine == ENGINE_EMULATED || is_mfma(engine);
+    const bool is_wide = head_dim > 64 || is_mfma(engine) || (clattn__engine_is_emulated(engine) && !is_dpas(engine));
     const int(*blocks)[2] = is_dpas(engine)          ? by_sub_group[is_wide]
                             : engine == ENGINE_WGMMA ? by_warpgroup[is_wide]
                                                      : by_warp[is_wide];

@@ -38,6 +38,10 @@ typedef enum matrix_engine {
     ENGINE_MFMA,          /* AMD, CDNA 2 and 3 */
     ENGINE_EMULATED_DPAS,
     ENGINE_DPAS, /* Intel, Xe-HPC and Xe2: sub-groups of 16 */
+    ENGINE_EMULATED_WMMA_GFX11,
+    ENGINE_WMMA_GFX11, /* AMD, RDNA 3 */
+    ENGINE_EMULATED_WMMA_GFX12,
+    ENGINE_WMMA_GFX12, /* AMD, RDNA 4 */
     ENGINE_COUNT
 } matrix_engine;
 

@@ -10,7 +10,8 @@
 
 static const test_way way = {"attn_fwd_mma", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_MMA};
 static const clattn_dtype types[] = {CLATTN_DTYPE_F16, CLATTN_DTYPE_BF16};
-static const char *const layouts[] = {"the device's own", "emulated_mfma", "emulated_dpas"};
+static const char *const layouts[] = {"the device's own", "emulated_mfma", "emulated_dpas", "emulated_wmma_gfx11",
+                                      "emulated_wmma_gfx12"};
 enum { TYPES = 2, SHAPES = 3, BLOCK = 32, LAYOUTS = COUNT(layouts) };
 
 static bool is_missing(void) { return !test_way_context(&way, CLATTN_DTYPE_F16); }
@@ -338,7 +339,8 @@ END_TEST
 /* A device that has an engine (here one that CLATTN_MMA makes up): AUTO tests it, takes it for f16 and bf16, and says so. */
 START_TEST(automatic)
 {
-    static const char *const engines[] = {"emulated", "emulated_mfma", "emulated_dpas"};
+    static const char *const engines[] = {"emulated", "emulated_mfma", "emulated_dpas", "emulated_wmma_gfx11",
+                                          "emulated_wmma_gfx12"};
     static const char *const texts[] = {"f16 b1 hq2 hkv2 q150 kv200 d64", "bf16 b1 hq2 hkv2 q150 kv200 d64",
                                         "f32 b1 hq2 hkv2 q150 kv200 d64", "f16 b1 hq2 hkv2 q150 kv200 d160"};
     char sentence[100];
@@ -346,7 +348,7 @@ START_TEST(automatic)
     if (is_missing()) return;
     clattn_context *context = test_context_by(engines[_i]);
     snprintf(sentence, sizeof sentence, "matrix engine: %s; its products agree with attn_fwd's", engines[_i]);
-    for (int i = _i ? _i - 1 : 0; i < (_i ? _i : COUNT(texts)); i++) { /* a type for each layout */
+    for (int i = _i ? (_i - 1) % 2 : 0, end = _i ? i + 1 : COUNT(texts); i < end; i++) { /* a type for each layout */
         clattn_plan *plan;
         test_data *t = test_data_from_text(texts[i], 2);
         test_ok(clattn_plan_create(context, &t->p, NULL, &plan));
@@ -391,7 +393,7 @@ END_TEST
 /* AMD's and Intel's have none below them: AUTO goes on with attn_fwd, and attn_fwd_mma with the emulation. */
 START_TEST(engines_fall_to_none)
 {
-    static const char *const engines[] = {"mfma", "dpas"};
+    static const char *const engines[] = {"mfma", "dpas", "wmma_gfx11", "wmma_gfx12"};
     char sentence[100];
     clattn_plan_options options;
     clattn_plan_info info;
@@ -399,7 +401,7 @@ START_TEST(engines_fall_to_none)
     clattn_context *context = test_context_by(engines[_i]);
     clattn_plan_options_init(&options);
     clattn_plan_info_init(&info);
-    if (_i) options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
+    if (_i % 2) options.kernel = CLATTN_KERNEL_ATTN_FWD_MMA;
     test_data *t = test_data_from_text("f16 b1 hq2 hkv2 q150 kv200 d16", 2);
     clattn_plan *plan;
     test_ok(clattn_plan_create(context, &t->p, &options, &plan));
@@ -409,8 +411,8 @@ START_TEST(engines_fall_to_none)
     if (!strstr(why, sentence)) {
         snprintf(sentence, sizeof sentence, "refused: attn_fwd_mma by %s: ", engines[_i]);
         ck_assert_msg(!!strstr(why, sentence), "%s", why);
-        ck_assert_msg((info.kernel == CLATTN_KERNEL_ATTN_FWD_MMA) == (_i == 1), "%s", why);
-        ck_assert_msg(!!strstr(why, "matrix engine: emulated\n") == (_i == 1), "%s", why);
+        ck_assert_msg((info.kernel == CLATTN_KERNEL_ATTN_FWD_MMA) == (_i % 2), "%s", why);
+        ck_assert_msg(!!strstr(why, "matrix engine: emulated\n") == (_i % 2), "%s", why);
     }
     test_reference(t);
     test_forward(t, plan);
@@ -442,9 +444,9 @@ Suite *test_suite(void)
     tcase_add_loop_test(c, slices_ahead, 0, 2 * COUNT(ahead));
     c = test_case(s, "decisions");
     tcase_add_loop_test(c, refuses, 0, COUNT(refused));
-    tcase_add_loop_test(c, automatic, 0, 3);
+    tcase_add_loop_test(c, automatic, 0, 5);
     tcase_add_test(c, engines_fall);
-    tcase_add_loop_test(c, engines_fall_to_none, 0, 2);
+    tcase_add_loop_test(c, engines_fall_to_none, 0, 4);
     c = test_case(s, "layouts");
     tcase_add_loop_test(c, all_features_in_layouts, 0, SHAPES * TYPES * (LAYOUTS - 1));
     tcase_add_loop_test(c, head_dims_in_layouts, 0, 4 * (LAYOUTS - 1));

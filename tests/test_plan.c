@@ -103,7 +103,7 @@ static void expect_mma(const device_choice *c, const problem *p, const device_pr
                   v_row = engine == 3 ? up(p->head_dim_v, 64) : v + 8;
     const int64_t kv_place = bkv * (k_row + v_row), qp_place = bq * (k_row > bkv ? k_row : bkv);
     const int64_t stage = qp_place > kv_place ? qp_place : kv_place;
-    const bool is_emulated = engine == 1 || engine == 4 || engine == 6;
+    const bool is_emulated = engine == 1 || (engine >= 4 && engine % 2 == 0);
     const int64_t exchange = is_emulated ? wg * (qk + bkv) / 16 + bq * (engine == 6 ? 4 : 1) : 1;
     const int64_t items = engine == 4 || engine == 5 ? 4 : 2; /* of a row */
     ck_assert_msg(engine == (d->engine ? (int)d->engine : 1), "%s: MMA %d", what, engine);
@@ -223,15 +223,19 @@ START_TEST(engine_automatic)
         const char *text;
         bool suits;
     } cases[] = {{"f16 hq4 q300 kv300 d64", true},     {"bf16 hq4 q100 kv9000 d128 dv40", true},
+                 {"bf16 hq4 q300 kv300 d64", true},    {"f16 hq4 q100 kv9000 d128 dv40", true},
+                 {"f16 hq2 q30 kv300 d80", true},      {"bf16 hq2 q300 kv30 d40", true},
                  {"f32 hq4 q300 kv300 d64", false},    {"f64 hq4 q300 kv300 d64", false},
                  {"f16 hq4 q300 kv300 d129", false},   {"f16 hq4 q300 kv300 d64 dv136", false},
                  {"f16 hq4 q300 kv300 d3 alibi", true}};
+    static const matrix_engine engines[] = {ENGINE_MMA_SYNC, ENGINE_WGMMA,      ENGINE_MFMA,
+                                            ENGINE_DPAS,     ENGINE_WMMA_GFX11, ENGINE_WMMA_GFX12};
     const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
     device_profile d = profile_of(&machines[0]);
     device_choice c;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const problem p = problem_of(cases[i].text);
-        d.engine = (matrix_engine[]){ENGINE_MMA_SYNC, ENGINE_WGMMA, ENGINE_MFMA, ENGINE_DPAS}[i % 4];
+        d.engine = engines[i % (sizeof engines / sizeof *engines)];
         d.local_bytes = 227 * KIB;
         ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
         ck_assert_msg((c.kernel == CLATTN_KERNEL_ATTN_FWD_MMA) == cases[i].suits, "%s", cases[i].text);

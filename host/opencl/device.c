@@ -135,12 +135,20 @@ static void probe_nvidia(probe *d, device_profile *p)
     if (local_bytes > p->local_bytes) p->local_bytes = local_bytes;
 }
 
-/* CDNA 2 and 3, as ROCm names them: gfx90a:sramecc+:xnack-. */
+/* By the names that AMD's drivers give: gfx90a:sramecc+:xnack-. */
 static matrix_engine amd_engine(probe *d, const device_profile *p)
 {
-    const bool is_cdna =
-        !strncmp(p->name, "gfx90a", 6) || !strncmp(p->name, "gfx940", 6) || !strncmp(p->name, "gfx942", 6);
-    return is_cdna && device_number(d, WAVEFRONT_WIDTH_AMD, sizeof(cl_uint)) == 64 ? ENGINE_MFMA : ENGINE_NONE;
+    static const struct {
+        const char *name; /* begins with it */
+        matrix_engine engine;
+        int64_t wave;
+    } known[] = {{"gfx90a", ENGINE_MFMA, 64},       {"gfx940", ENGINE_MFMA, 64},
+                 {"gfx942", ENGINE_MFMA, 64},       {"gfx110", ENGINE_WMMA_GFX11, 32},
+                 {"gfx115", ENGINE_WMMA_GFX11, 32}, {"gfx120", ENGINE_WMMA_GFX12, 32}};
+    const int64_t wave = device_number(d, WAVEFRONT_WIDTH_AMD, sizeof(cl_uint));
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strncmp(p->name, known[i].name, 6) && wave == known[i].wave) return known[i].engine;
+    return ENGINE_NONE;
 }
 
 /* 16 where that is the smallest: on Xe-HPC and Xe2, whose engine wants it, and whose compiler takes 32 if it is let and
