@@ -6,6 +6,7 @@
 
 #include "context.h"
 #include "device.h"
+#include "devices.h"
 #include "error.h"
 
 #define TEXT_(x) #x
@@ -103,6 +104,7 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
         info->zero_copy = clattn__plan_in_place(&plan->problem, clattn__device_profile(plan->context->device)) &&
                           !plan->context->options.copy_transfers;
         info->n_shares = info->zero_copy ? 1 : plan->choice.cut.n_shares;
+        info->n_devices = 1 + plan->n_parts;
     }
     return CLATTN_STATUS_SUCCESS;
 }
@@ -133,9 +135,10 @@ clattn_status clattn_context_add_binaries(clattn_context *context, const void *d
 static clattn_status run(const clattn_plan *plan, const clattn_forward_args *args, const clattn_backward_args *backward)
 {
     host_threads *threads = plan->context->threads;
+    if (plan->n_parts) return clattn__devices_run(plan, args);
     if (plan->path == CLATTN_PATH_DEVICE)
         return clattn__device_run(plan->device_plan, &plan->problem, args, backward,
-                                  plan->context->options.copy_transfers);
+                                  plan->context->options.copy_transfers, NULL);
     return backward ? clattn__host_backward(&plan->host, &plan->problem, threads, backward)
                     : clattn__host_forward(&plan->host, &plan->problem, threads, args);
 }

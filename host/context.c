@@ -7,6 +7,7 @@
 #include <clattn/clattn.h>
 
 #include "device.h"
+#include "devices.h"
 #include "error.h"
 #include "tuning.h"
 
@@ -27,6 +28,16 @@ static clattn_status check_options(const clattn_context_options *o)
     RETURN_IF(o->device == CLATTN_DEVICE_INDEX && o->device_index < 0, INVALID_ARGUMENT,
               "options.device_index is %d; it must be at least 0", o->device_index);
     RETURN_IF(o->device == CLATTN_DEVICE_NAME && !o->device_name, INVALID_ARGUMENT, "options.device_name is NULL");
+    RETURN_IF(o->n_devices < 0, INVALID_ARGUMENT, "options.n_devices is %d; it must be at least 0", o->n_devices);
+    RETURN_IF(o->n_devices && !o->devices, INVALID_ARGUMENT, "options.n_devices is %d, options.devices is NULL",
+              o->n_devices);
+    for (int i = 0; i < o->n_devices; i++) {
+        RETURN_IF(o->devices[i] < 0, INVALID_ARGUMENT, "options.devices[%d] is %d; it must be at least 0", i,
+                  o->devices[i]);
+        for (int k = 0; k < i; k++)
+            RETURN_IF(o->devices[k] == o->devices[i], INVALID_ARGUMENT, "options.devices[%d] and [%d] are both %d", k,
+                      i, o->devices[i]);
+    }
     RETURN_IF(o->n_threads < 0, INVALID_ARGUMENT, "options.n_threads is %d; it must be at least 0", o->n_threads);
     RETURN_IF(o->copy_transfers != 0 && o->copy_transfers != 1, INVALID_ARGUMENT,
               "options.copy_transfers is %d; it must be 0 or 1", o->copy_transfers);
@@ -76,10 +87,12 @@ clattn_status clattn__context_new(const clattn_context_options *given, clattn_co
 
     clattn_context *c = calloc(1, sizeof *c);
     char *name = o->device == CLATTN_DEVICE_NAME ? strdup(o->device_name) : NULL;
+    int *devices = o->n_devices ? malloc(sizeof *devices * (size_t)o->n_devices) : NULL;
     host_threads *threads = clattn__threads_create(o->n_threads, o->parallel_for, o->parallel_for_user);
-    if (!c || (o->device == CLATTN_DEVICE_NAME && !name) || !threads) {
+    if (!c || (o->device == CLATTN_DEVICE_NAME && !name) || (o->n_devices && !devices) || !threads) {
         free(c);
         free(name);
+        free(devices);
         clattn__threads_free(threads);
         clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for a context");
         return CLATTN_STATUS_OUT_OF_HOST_MEMORY;
@@ -87,6 +100,13 @@ clattn_status clattn__context_new(const clattn_context_options *given, clattn_co
     atomic_init(&c->references, 1);
     c->options = *o;
     c->options.device_name = c->device_name = name;
+    c->options.devices = c->devices = devices;
+    if (devices) {
+        memcpy(devices, o->devices, sizeof *devices * (size_t)o->n_devices);
+        c->options.device = CLATTN_DEVICE_INDEX;
+        c->options.device_index = devices[0];
+        if (o->n_devices > 1) c->options.copy_transfers = 1;
+    }
     c->threads = threads;
     c->verbose = verbose_kinds();
     pthread_mutex_init(&c->lock, NULL);
@@ -106,7 +126,8 @@ clattn_status clattn_context_create(const clattn_context_options *options, clatt
     FORWARD(clattn__context_new(options, &c));
     if (c->options.device == CLATTN_DEVICE_INDEX || c->options.device == CLATTN_DEVICE_NAME) {
         struct device *d;
-        const clattn_status status = clattn__context_device(c, &d);
+        clattn_status status = clattn__context_device(c, &d);
+        if (status == CLATTN_STATUS_SUCCESS) status = clattn__devices_open(c);
         if (status != CLATTN_STATUS_SUCCESS) {
             clattn_context_release(c);
             return status;
@@ -126,10 +147,12 @@ clattn_status clattn_context_release(clattn_context *c)
 {
     if (!c || atomic_fetch_sub(&c->references, 1) != 1) return CLATTN_STATUS_SUCCESS;
     for (int i = 0; i < CACHED_PLANS; i++) clattn__plan_drop(c->cached[i]);
+    clattn__devices_close(c);
     clattn__device_close(c->device);
     clattn__threads_free(c->threads);
     pthread_mutex_destroy(&c->lock);
     free(c->device_name);
+    free(c->devices);
     free(c->tuning);
     free(c);
     return CLATTN_STATUS_SUCCESS;

@@ -25,6 +25,9 @@ struct clattn_context {
     clattn_context_options options;
     char *device_name; /* what options.device_name points to */
     char *tuning;      /* the user's table, NULL: none; options.tuning points to it */
+    int *devices;      /* what options.devices points to */
+    int n_further;     /* of them beyond the first; see devices.h */
+    clattn_context **further;
     host_threads *threads;
     unsigned verbose;      /* a bit for each log_kind that CLATTN_VERBOSE named when the context was made */
     bool from_app;         /* made on the app's own cl_context */
@@ -46,6 +49,8 @@ struct clattn_plan {
     host_plan host;                  /* for path HOST */
     device_choice choice;            /* for a device kernel */
     struct device_plan *device_plan; /* NULL: none */
+    int n_parts;                     /* on further devices, see devices.h */
+    clattn_plan **parts;
     char device_name[128];
     char text[256]; /* the problem */
     char explain[4096];

@@ -29,10 +29,17 @@ void clattn__device_plan_free(device_plan *plan);
 clattn_status clattn__device_plan_binaries(const device_plan *plan, void *data, size_t size, size_t *needed);
 clattn_status clattn__device_add_binaries(device *d, const void *data, size_t size);
 
+/* Shares [first, end) of a cut. */
+typedef struct device_shares {
+    const device_cut *cut;
+    int64_t first, end;
+} device_shares;
+
 /* Host pointers in, host pointers out. args: checked, and those of `backward` unless that is NULL. copy: not in the
- * caller's memory, even where that could be. */
+ * caller's memory, even where that could be. shares: what to do of a call that copies; NULL: all of it, as the plan cuts
+ * it. */
 clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
-                                 const clattn_backward_args *backward, bool copy);
+                                 const clattn_backward_args *backward, bool copy, const device_shares *shares);
 
 /* PTX as NVIDIA's driver gives it, in place: the target sm_90a, and no marks around its instructions; else
  * BUILD_FAILED. */

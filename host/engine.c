@@ -80,7 +80,7 @@ static clattn_status run(clattn_context *context, device *d, matrix_engine engin
     args.v = clattn_host_buffer(t->v);
     args.o = clattn_host_buffer(t->o);
     args.lse = clattn_host_buffer(t->lse);
-    const clattn_status status = clattn__device_run(plan, &p, &args, NULL, true);
+    const clattn_status status = clattn__device_run(plan, &p, &args, NULL, true, NULL);
     clattn__device_plan_free(plan);
     return status;
 }

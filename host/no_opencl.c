@@ -61,8 +61,8 @@ clattn_status clattn__device_add_binaries(device *d, const void *data, size_t si
 }
 
 clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
-                                 const clattn_backward_args *backward, bool copy)
+                                 const clattn_backward_args *backward, bool copy, const device_shares *shares)
 {
-    (void)plan, (void)p, (void)args, (void)backward, (void)copy;
+    (void)plan, (void)p, (void)args, (void)backward, (void)copy, (void)shares;
     return none();
 }

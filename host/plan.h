@@ -17,6 +17,7 @@ typedef struct device_profile {
     bool is_cpu, has_fp64, shares_host_memory; /* the last: calls with host pointers need no copies */
     int64_t local_bytes, max_alloc_bytes, max_work_group_size;
     int64_t copy_bytes_most; /* of a call's copies and work space at a time; 0: any */
+    int n_devices;           /* that a forward call is to have shares for; 0, 1: this one alone */
     matrix_engine engine;    /* that AUTO may take */
     int sub_group;           /* Intel: what attn_fwd insists on, with 256 registers a thread; 0: nothing */
     const char *tuning;      /* the user's table, NULL: none */
@@ -103,8 +104,9 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *opt
 clattn_status clattn__plan_device(const problem *p, const device_profile *device, const clattn_plan_options *options,
                                   int nth, device_choice *choice, bool *is_last);
 
-/* choice->cut: shares as large as fit, two sets of them; where copies go to a memory of the device's own, several even
- * of what fits, once that is large, so that they run beside the kernels. From problem, device and kernel alone. */
+/* choice->cut: shares as large as fit, two sets of them, one for each device at least, where there are so many; where copies
+ * go to a memory of the device's own, several even of what fits, once that is large, so that they run beside the kernels.
+ * From problem, devices and kernel alone. */
 void clattn__plan_cut(const problem *p, const device_profile *device, device_choice *choice);
 
 /* status, and the sentence that says why there is no cut. */

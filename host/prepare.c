@@ -7,6 +7,7 @@
 
 #include "context.h"
 #include "device.h"
+#include "devices.h"
 #include "engine.h"
 #include "error.h"
 #include "tuning.h"
@@ -31,7 +32,8 @@ static void leave_engine(device_profile *usable, text *why, int *nth)
 
 /* Tries the device's variants, best first, until one builds, fits and runs. When none does, the answer is what
  * became of the last that was tried, or why none could be. */
-static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options *options, text *why)
+static clattn_status prepare_device(clattn_plan *plan, const clattn_problem *text_of,
+                                    const clattn_plan_options *options, text *why)
 {
     struct device *d;
     FORWARD(clattn__context_device(plan->context, &d));
@@ -39,6 +41,8 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
     device_profile usable = *clattn__device_profile(d); /* as the app wants it, and without an engine that fails */
     if (wishes->copy_transfers) usable.shares_host_memory = false;
     if (wishes->copy_bytes_most) usable.copy_bytes_most = wishes->copy_bytes_most;
+    usable.n_devices = devices_of(plan->context);
+    clattn__devices_limit(plan->context, &usable);
     const device_profile *profile = &usable;
     bool is_last = false, tried = false;
     error_state failure;
@@ -97,6 +101,7 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_plan_options
                  " bytes for all of them, at most %" PRId64 "\n",
                  cut->n_shares, cut->entries, cut->heads, cut->rows, cut->n_sets, cut->share_bytes, cut->common_bytes,
                  cut->bytes_most);
+    FORWARD(clattn__devices_plan(plan, text_of, options, why));
     if (options->pass == CLATTN_PASS_BACKWARD) {
         text_add(why, "gradients in this order:");
         for (int i = 0; i < plan->choice.n_stages; i++)
@@ -157,7 +162,8 @@ static int64_t host_rows(const clattn_plan *plan, const clattn_plan_options *opt
     return least;
 }
 
-static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *options, text *why)
+static clattn_status prepare(clattn_plan *plan, const clattn_problem *text_of, const clattn_plan_options *options,
+                             text *why)
 {
     plan->pass = options->pass;
     const int64_t rows = host_rows(plan, options, why);
@@ -167,11 +173,11 @@ static clattn_status prepare(clattn_plan *plan, const clattn_plan_options *optio
         /* The app's own cl_mem stay where they are: a kernel for clattn_enqueue_*, beside the host path. */
         if (options->path == CLATTN_PATH_AUTO && options->kernel == CLATTN_KERNEL_AUTO && plan->context->from_app) {
             text_add(why, "for cl_mem, which stay on the device: ");
-            if (prepare_device(plan, options, why) != CLATTN_STATUS_SUCCESS)
+            if (prepare_device(plan, text_of, options, why) != CLATTN_STATUS_SUCCESS)
                 text_add(why, "none: %s\n", last_sentence());
         }
     } else {
-        const clattn_status status = prepare_device(plan, options, why);
+        const clattn_status status = prepare_device(plan, text_of, options, why);
         plan->path = CLATTN_PATH_DEVICE;
         if (status != CLATTN_STATUS_SUCCESS) {
             const bool is_the_apps = status == CLATTN_STATUS_BUILD_FAILED && plan->problem.score_function.source;
@@ -210,7 +216,7 @@ clattn_status clattn__plan_make(clattn_context *context, const problem *p, const
     text_add(&why, "%s\n", plan->text);
     error_state before;
     clattn__error_save(&before);
-    const clattn_status status = prepare(plan, options, &why);
+    const clattn_status status = prepare(plan, text_of, options, &why);
     if (status != CLATTN_STATUS_SUCCESS) {
         clattn__plan_drop(plan);
         return status;
@@ -229,6 +235,7 @@ clattn_status clattn__plan_make(clattn_context *context, const problem *p, const
 void clattn__plan_drop(clattn_plan *plan)
 {
     if (!plan || atomic_fetch_sub(&plan->references, 1) != 1) return;
+    clattn__devices_drop(plan);
     clattn__device_plan_free(plan->device_plan);
     if (plan->holds_context) clattn_context_release(plan->context);
     free(plan);

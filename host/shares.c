@@ -93,31 +93,43 @@ static bool cut_fits(const problem *p, const device_profile *d, int64_t workspac
     return largest <= d->max_alloc_bytes && all <= c->bytes_most && all < INT64_MAX;
 }
 
-void clattn__plan_cut(const problem *p, const device_profile *d, device_choice *choice)
+/* At least `wanted` shares, more than one, each of at most `enough` bytes where batch entries or groups do that: is there
+ * such a cut? fits: the call whole does; then it is cut for two sets of buffers or not at all. */
+static bool cut_into(const problem *p, const device_profile *d, const device_choice *choice, int64_t wanted,
+                     int64_t enough, bool fits, device_cut *c)
 {
     const int64_t block_q = choice->axes[AXIS_BLOCK_Q], workspace = choice->workspace_bytes;
     const int64_t units[CUT_LEVELS] = {p->batch, p->n_heads_kv, p->gqa_group, div_up(p->n_q, block_q)};
-    device_cut *c = &choice->cut;
-    c->bytes_most = d->copy_bytes_most ? d->copy_bytes_most : INT64_MAX;
-    c->n_sets = 1;
-    cut_at(p, CUT_ENTRIES, p->batch, block_q, c);
-    const bool fits = cut_fits(p, d, workspace, c);
-    const device_cut whole = *c;
-    const int64_t most =
-        whole.common_bytes / SHARES_BEST > SHARE_BYTES ? whole.common_bytes / SHARES_BEST : SHARE_BYTES;
-    const int64_t enough = d->shares_host_memory ? INT64_MAX : most;
-    if (choice->pass == CLATTN_PASS_BACKWARD || (fits && whole.common_bytes <= enough)) return;
-    /* Groups and heads are parted for want of memory only. */
-    const cut_level end = fits || choice_splits_keys(choice) ? CUT_HEADS : p->varlen ? CUT_TILES : CUT_LEVELS;
+    /* Groups and heads are parted for want of memory or of shares only. */
+    const bool is_parted = !fits || wanted > (p->varlen ? 1 : p->batch) * p->n_heads_kv;
+    const cut_level end = !is_parted || choice_splits_keys(choice) ? CUT_HEADS : p->varlen ? CUT_TILES : CUT_LEVELS;
     for (c->n_sets = d->shares_host_memory ? 1 : 2; c->n_sets > (fits ? 1 : 0); c->n_sets--)
         for (cut_level level = p->varlen ? CUT_GROUPS : CUT_ENTRIES; level < end; level++)
             for (int64_t n = units[level];; n = div_up(n, 2)) {
                 cut_at(p, level, n, block_q, c);
-                const bool is_cut = cut_fits(p, d, workspace, c) && c->n_shares > 1;
+                const bool is_cut = cut_fits(p, d, workspace, c) && c->n_shares > 1 && c->n_shares >= wanted;
                 const bool is_least = level > CUT_GROUPS || (level == CUT_GROUPS && n == 1);
-                if (is_cut && (c->n_sets == 1 || is_least || c->share_bytes <= enough)) return;
+                if (is_cut && (c->n_sets == 1 || is_least || c->share_bytes <= enough)) return true;
                 if (n <= 1) break;
             }
+    return false;
+}
+
+void clattn__plan_cut(const problem *p, const device_profile *d, device_choice *choice)
+{
+    device_cut *c = &choice->cut;
+    c->bytes_most = d->copy_bytes_most ? d->copy_bytes_most : INT64_MAX;
+    c->n_sets = 1;
+    cut_at(p, CUT_ENTRIES, p->batch, choice->axes[AXIS_BLOCK_Q], c);
+    const bool fits = cut_fits(p, d, choice->workspace_bytes, c);
+    const device_cut whole = *c;
+    const int64_t most =
+        whole.common_bytes / SHARES_BEST > SHARE_BYTES ? whole.common_bytes / SHARES_BEST : SHARE_BYTES;
+    const int64_t enough = d->shares_host_memory ? INT64_MAX : most;
+    if (choice->pass == CLATTN_PASS_BACKWARD) return;
+    for (int64_t wanted = d->n_devices; wanted > 1; wanted--)
+        if (cut_into(p, d, choice, wanted, enough, fits, c)) return;
+    if (!(fits && whole.common_bytes <= enough) && cut_into(p, d, choice, 1, enough, fits, c)) return;
     if (fits)
         *c = whole;
     else

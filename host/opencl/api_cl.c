@@ -25,6 +25,7 @@ clattn_status clattn_context_create_from_cl(cl_context cl, cl_device_id id, cons
     if (options && options->struct_size == sizeof own) {
         own = *options;
         own.device = CLATTN_DEVICE_DEFAULT;
+        own.n_devices = 0;
         options = &own;
     }
     FORWARD(clattn__context_new(options, &c));

@@ -152,6 +152,8 @@ typedef struct transfer {
     const problem *given;
     const clattn_forward_args *args;
     const stretch *caller;
+    const device_cut *cut;
+    int64_t first, end; /* shares, counted in the whole call's */
     int n_sets;
     cl_command_queue queue; /* for copies: the device's own when there is one share */
     staging *staging;       /* NULL: through the driver's mapping */
@@ -190,9 +192,9 @@ static clattn_status wait_for(cl_event *event)
 static clattn_status share_begin(transfer *x, int64_t nth)
 {
     const device_plan *plan = x->plan;
-    const share s = clattn__share_of(x->given, &plan->choice.cut, nth);
+    const share s = clattn__share_of(x->given, x->cut, nth);
     const int set = (int)(nth % x->n_sets);
-    const bool is_whole = plan->choice.cut.n_shares == 1;
+    const bool is_whole = x->cut->n_shares == 1;
     problem p = *x->given;
     launch_buffers b = {.workspace = x->workspace};
     for (int i = 0; i < OPERANDS; i++) {
@@ -219,7 +221,7 @@ static clattn_status share_begin(transfer *x, int64_t nth)
 
 static clattn_status share_end(transfer *x, int64_t nth)
 {
-    const share s = clattn__share_of(x->given, &x->plan->choice.cut, nth);
+    const share s = clattn__share_of(x->given, x->cut, nth);
     const int set = (int)(nth % x->n_sets);
     FORWARD(wait_for(&x->computed[set]));
     for (int i = 0; i < OPERANDS; i++) {
@@ -233,7 +235,7 @@ static clattn_status share_end(transfer *x, int64_t nth)
 /* All buffers that the call takes, before anything is copied. */
 static clattn_status buffers_make(transfer *x)
 {
-    const device_cut *cut = &x->plan->choice.cut;
+    const device_cut *cut = x->cut;
     const share first = clattn__share_of(x->given, cut, 0), last = clattn__share_of(x->given, cut, cut->n_shares - 1);
     int64_t bytes[OPERANDS], all = x->plan->choice.workspace_bytes;
     cl_int code;
@@ -259,7 +261,7 @@ static clattn_status buffers_make(transfer *x)
 static clattn_status shares_run(transfer *x)
 {
     const struct device *d = x->plan->device;
-    const device_cut *cut = &x->plan->choice.cut;
+    const device_cut *cut = x->cut;
     const int lag = cut->n_sets - 1;
     cl_int code;
     if (!cut->n_shares) return clattn__plan_cut_refuse(cut, &d->profile, CLATTN_STATUS_OUT_OF_DEVICE_MEMORY);
@@ -268,20 +270,28 @@ static clattn_status shares_run(transfer *x)
         x->queue = clCreateCommandQueue(d->cl, d->id, 0, &code);
         RETURN_IF_CL("clCreateCommandQueue", code);
     }
-    for (int64_t i = 0; i < cut->n_shares + lag; i++) {
-        if (i < cut->n_shares) FORWARD(share_begin(x, i));
-        if (i >= lag) FORWARD(share_end(x, i - lag));
+    for (int64_t i = x->first; i < x->end + lag; i++) {
+        if (i < x->end) FORWARD(share_begin(x, i));
+        if (i >= x->first + lag) FORWARD(share_end(x, i - lag));
     }
     for (int set = 0; set < x->n_sets; set++) FORWARD(wait_for(&x->copied[set]));
     return x->staging ? clattn__staging_wait(x->staging) : CLATTN_STATUS_SUCCESS;
 }
 
 static clattn_status run_copied(device_plan *plan, const problem *p, const clattn_forward_args *args,
-                                const stretch caller[OPERANDS], bool through_staging)
+                                const stretch caller[OPERANDS], bool through_staging, const device_shares *given)
 {
     const cl_command_queue own = plan->device->queue;
-    transfer x = {
-        .plan = plan, .given = p, .args = args, .caller = caller, .n_sets = plan->choice.cut.n_sets, .queue = own};
+    const device_cut *cut = given ? given->cut : &plan->choice.cut;
+    transfer x = {.plan = plan,
+                  .given = p,
+                  .args = args,
+                  .caller = caller,
+                  .cut = cut,
+                  .first = given ? given->first : 0,
+                  .end = given ? given->end : cut->n_shares,
+                  .n_sets = cut->n_sets,
+                  .queue = own};
     if (through_staging) x.staging = clattn__staging_take(plan->device);
     clattn_status status = shares_run(&x);
     if (x.is_launched) status = clattn__late(status);
@@ -302,13 +312,13 @@ static clattn_status run_copied(device_plan *plan, const problem *p, const clatt
 }
 
 clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
-                                 const clattn_backward_args *backward, bool copy)
+                                 const clattn_backward_args *backward, bool copy, const device_shares *shares)
 {
     if (!backward && p->tensor[TENSOR_O].bytes == 0) return CLATTN_STATUS_SUCCESS;
     FORWARD(clattn__device_check_process(plan->device));
     stretch caller[OPERANDS], s[OPERANDS];
     stretches_find(p, args, backward, caller);
-    if (copy || !plan->device->profile.shares_host_memory) return run_copied(plan, p, args, caller, true);
+    if (copy || !plan->device->profile.shares_host_memory) return run_copied(plan, p, args, caller, true, shares);
     bool must_copy;
     memcpy(s, caller, sizeof s);
     clattn_status status = stretches_share(plan, s, &must_copy);
@@ -316,5 +326,5 @@ clattn_status clattn__device_run(device_plan *plan, const problem *p, const clat
     if (status != CLATTN_STATUS_SUCCESS)
         clFinish(plan->device->queue); /* what was enqueued still reads the caller's memory */
     stretches_free(s);
-    return must_copy ? run_copied(plan, p, args, caller, false) : status;
+    return must_copy ? run_copied(plan, p, args, caller, false, NULL) : status;
 }

@@ -231,6 +231,11 @@ typedef struct clattn_context_options {
     clattn_device_select device; /* default CLATTN_DEVICE_DEFAULT; clattn_context_create_from_cl ignores it */
     int device_index;            /* for CLATTN_DEVICE_INDEX */
     const char *device_name;     /* for CLATTN_DEVICE_NAME; copied */
+    int n_devices;               /* of `devices`; default 0: the one that the lines above select */
+    const int *devices; /* indices, copied. The first is the context's own device, which backward and clattn_enqueue_*
+                                    take. clattn_forward on the device path is cut into shares of batch entries, heads or rows,
+                                    which all of them work on at once, each by a kernel of its own: what it takes is copied, as
+                                    copy_transfers = 1 has it. A call that has too few of these takes fewer devices */
     int n_threads; /* of the host path, and of copies to and from devices; default 0: one per available processor */
     clattn_parallel_for_fn *parallel_for; /* for those: the app's own threads; default NULL: clattn's */
     void *parallel_for_user;
@@ -279,6 +284,7 @@ typedef struct clattn_plan_info {
     int zero_copy;           /* 1: calls with host pointers let the kernels work in the caller's own memory */
     int64_t n_shares;        /* of a call with host pointers on the device path, one after the other; 1: all at once, as
                                 where zero_copy is 1, unless overlaps or gaps force copies; 0 on the host path */
+    int n_devices;           /* that divide them among themselves, at least 1; 0 on the host path */
     int tuned;               /* 1: the block sizes are a tuning table's */
 } clattn_plan_info;
 

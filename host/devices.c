@@ -1,0 +1,150 @@
+#include "devices.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include <clattn/clattn.h>
+
+#include "device.h"
+#include "error.h"
+
+/* ---- contexts */
+
+clattn_status clattn__devices_open(clattn_context *c)
+{
+    const int n = c->options.n_devices - 1;
+    if (n < 1) return CLATTN_STATUS_SUCCESS;
+    c->further = calloc((size_t)n, sizeof(clattn_context *));
+    RETURN_IF(!c->further, OUT_OF_HOST_MEMORY, "no room for %d contexts", n);
+    clattn_context_options options = c->options;
+    options.n_devices = 0;
+    options.devices = NULL;
+    options.tuning = c->tuning ? c->tuning : "";
+    for (; c->n_further < n; c->n_further++) {
+        options.device_index = c->options.devices[1 + c->n_further];
+        FORWARD(clattn_context_create(&options, &c->further[c->n_further]));
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
+void clattn__devices_close(clattn_context *c)
+{
+    for (int i = 0; i < c->n_further; i++) clattn_context_release(c->further[i]);
+    free(c->further);
+}
+
+/* ---- plans */
+
+void clattn__devices_limit(const clattn_context *c, device_profile *profile)
+{
+    for (int i = 0; i < c->n_further; i++) {
+        const device_profile *p = clattn__device_profile(c->further[i]->device);
+        if (!profile->copy_bytes_most || (p->copy_bytes_most && p->copy_bytes_most < profile->copy_bytes_most))
+            profile->copy_bytes_most = p->copy_bytes_most;
+        if (p->max_alloc_bytes < profile->max_alloc_bytes) profile->max_alloc_bytes = p->max_alloc_bytes;
+    }
+}
+
+/* Rows are cut between the tiles of every device. */
+static bool divides(const clattn_plan *part, const device_cut *cut)
+{
+    return cut->rows == part->problem.n_q || cut->rows % part->choice.axes[AXIS_BLOCK_Q] == 0;
+}
+
+clattn_status clattn__devices_plan(clattn_plan *plan, const clattn_problem *text_of, const clattn_plan_options *given,
+                                   text *why)
+{
+    const clattn_context *c = plan->context;
+    const device_cut *cut = &plan->choice.cut;
+    if (!c->n_further || plan->pass != CLATTN_PASS_FORWARD) return CLATTN_STATUS_SUCCESS;
+    clattn_plan_options options = *given;
+    options.path = CLATTN_PATH_DEVICE;
+    plan->parts = calloc((size_t)c->n_further, sizeof(clattn_plan *));
+    RETURN_IF(!plan->parts, OUT_OF_HOST_MEMORY, "no room for %d plans", c->n_further);
+    for (int i = 0; i < c->n_further && plan->n_parts + 1 < cut->n_shares; i++) {
+        const char *name = clattn__device_profile(c->further[i]->device)->name;
+        clattn_plan *part;
+        const clattn_status status = clattn__plan_make(c->further[i], &plan->problem, text_of, &options, true, &part);
+        if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
+        if (status != CLATTN_STATUS_SUCCESS) {
+            text_add(why, "left out: %s: %.300s\n", name, clattn_last_error()->message);
+        } else if (!divides(part, cut)) {
+            text_add(why, "left out: %s: its tiles of %d rows do not divide shares of %" PRId64 "\n", name,
+                     part->choice.axes[AXIS_BLOCK_Q], cut->rows);
+            clattn__plan_drop(part);
+        } else {
+            text_add(why, "device: %s, kernel %s, block_q %d, block_kv %d\n", name,
+                     clattn_kernel_name(part->choice.kernel), part->choice.axes[AXIS_BLOCK_Q],
+                     part->choice.axes[AXIS_BLOCK_KV]);
+            plan->parts[plan->n_parts++] = part;
+        }
+    }
+    text_add(why, "devices: %d share %" PRId64 " shares\n", 1 + plan->n_parts, cut->n_shares);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+void clattn__devices_drop(clattn_plan *plan)
+{
+    for (int i = 0; i < plan->n_parts; i++) clattn__plan_drop(plan->parts[i]);
+    free(plan->parts);
+}
+
+/* ---- calls */
+
+/* One device's shares of a call, on a thread of its own. */
+typedef struct part_run {
+    const clattn_plan *plan; /* the device's */
+    const problem *p;
+    const clattn_forward_args *args;
+    device_shares shares;
+    pthread_t thread;
+    bool has_thread;
+    clattn_status status;
+    error_state error;
+} part_run;
+
+static void *part_run_all(void *user)
+{
+    part_run *r = user;
+    r->status = clattn__device_run(r->plan->device_plan, r->p, r->args, NULL, true, &r->shares);
+    if (r->status != CLATTN_STATUS_SUCCESS) clattn__error_save(&r->error);
+    return NULL;
+}
+
+clattn_status clattn__devices_run(const clattn_plan *plan, const clattn_forward_args *args)
+{
+    const int n = 1 + plan->n_parts;
+    const device_cut *cut = &plan->choice.cut;
+    part_run *runs = calloc((size_t)n, sizeof *runs), *failed = NULL;
+    RETURN_IF(!runs, OUT_OF_HOST_MEMORY, "no room for %d devices' parts of a call", n);
+    for (int i = 0; i < n; i++) {
+        runs[i].plan = i ? plan->parts[i - 1] : plan;
+        runs[i].p = &plan->problem;
+        runs[i].args = args;
+        runs[i].shares = (device_shares){cut, cut->n_shares * i / n, cut->n_shares * (i + 1) / n};
+    }
+    for (int i = 1; i < n; i++) runs[i].has_thread = pthread_create(&runs[i].thread, NULL, part_run_all, &runs[i]) == 0;
+    for (int i = 0; i < n; i++)
+        if (!runs[i].has_thread) part_run_all(&runs[i]);
+    bool has_begun = false;
+    for (int i = 0; i < n; i++) {
+        if (runs[i].has_thread) pthread_join(runs[i].thread, NULL);
+        if (runs[i].status == CLATTN_STATUS_SUCCESS)
+            has_begun = true;
+        else if (!failed)
+            failed = &runs[i];
+    }
+    clattn_status status = CLATTN_STATUS_SUCCESS;
+    if (failed) {
+        const error_state *e = &failed->error;
+        const bool lacks_memory =
+            e->status == CLATTN_STATUS_OUT_OF_HOST_MEMORY || e->status == CLATTN_STATUS_OUT_OF_DEVICE_MEMORY;
+        clattn__error_restore(e);
+        status = e->status;
+        if (lacks_memory && has_begun) /* which would say that nothing is written */
+            status = clattn__fail(CLATTN_STATUS_OPENCL_ERROR, e->cl_error, "after other devices had begun: %.900s",
+                                  e->message);
+    }
+    free(runs);
+    return status;
+}
