@@ -4,7 +4,8 @@
 #include "storage4.clh"
 
 #define PIECES DIV_UP(HEAD_DIM_V, 4)
-#define COLS (PIECES > WG_SIZE / 2 ? WG_SIZE : POWER_UP(PIECES))
+/* Two at least: with one work-item a row PoCL 3.1 lets all of them do what row 0 alone is to do. */
+#define COLS (PIECES > WG_SIZE / 2 ? WG_SIZE : MAX_OF(POWER_UP(PIECES), 2))
 #define ROWS (WG_SIZE / COLS) /* chunks at a time */
 
 __kernel __attribute__((reqd_work_group_size(WG_SIZE, 1, 1))) void attn_merge(FORWARD_PARAMETERS,

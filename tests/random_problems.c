@@ -76,7 +76,7 @@ static void shrink(void)
             const int64_t n = before.n[i], tries[3] = {0, n / 2, n - 1};
             for (int k = 0; k < 3 && i != WAY; k++) {
                 shared->one = before;
-                if (tries[k] >= n) continue;
+                if (tries[k] >= n || tries[k] < 0) continue;
                 shared->one.n[i] = tries[k];
                 if (!child_runs(false)) {
                     smaller = true;
