@@ -111,11 +111,33 @@ static void *part_run_all(void *user)
     return NULL;
 }
 
+static bool lacks_memory(const part_run *r)
+{
+    return r->status == CLATTN_STATUS_OUT_OF_HOST_MEMORY || r->status == CLATTN_STATUS_OUT_OF_DEVICE_MEMORY;
+}
+
+/* Of all parts, and its sentence. Want of memory says that nothing is written: only where every part that was run says so. */
+static clattn_status status_of(const part_run *runs, int n)
+{
+    const part_run *failed = NULL;
+    bool has_written = false;
+    for (int i = 0; i < n; i++) {
+        has_written |= runs[i].status == CLATTN_STATUS_SUCCESS;
+        if (runs[i].status != CLATTN_STATUS_SUCCESS && (!failed || lacks_memory(failed))) failed = &runs[i];
+    }
+    if (!failed) return CLATTN_STATUS_SUCCESS;
+    if (lacks_memory(failed) && has_written)
+        return clattn__fail(CLATTN_STATUS_OPENCL_ERROR, failed->error.cl_error, "after other devices had begun: %.900s",
+                            failed->error.message);
+    clattn__error_restore(&failed->error);
+    return failed->status;
+}
+
 clattn_status clattn__devices_run(const clattn_plan *plan, const clattn_forward_args *args)
 {
     const int n = 1 + plan->n_parts;
     const device_cut *cut = &plan->choice.cut;
-    part_run *runs = calloc((size_t)n, sizeof *runs), *failed = NULL;
+    part_run *runs = calloc((size_t)n, sizeof *runs);
     RETURN_IF(!runs, OUT_OF_HOST_MEMORY, "no room for %d devices' parts of a call", n);
     for (int i = 0; i < n; i++) {
         runs[i].plan = i ? plan->parts[i - 1] : plan;
@@ -126,25 +148,9 @@ clattn_status clattn__devices_run(const clattn_plan *plan, const clattn_forward_
     for (int i = 1; i < n; i++) runs[i].has_thread = pthread_create(&runs[i].thread, NULL, part_run_all, &runs[i]) == 0;
     for (int i = 0; i < n; i++)
         if (!runs[i].has_thread) part_run_all(&runs[i]);
-    bool has_begun = false;
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++)
         if (runs[i].has_thread) pthread_join(runs[i].thread, NULL);
-        if (runs[i].status == CLATTN_STATUS_SUCCESS)
-            has_begun = true;
-        else if (!failed)
-            failed = &runs[i];
-    }
-    clattn_status status = CLATTN_STATUS_SUCCESS;
-    if (failed) {
-        const error_state *e = &failed->error;
-        const bool lacks_memory =
-            e->status == CLATTN_STATUS_OUT_OF_HOST_MEMORY || e->status == CLATTN_STATUS_OUT_OF_DEVICE_MEMORY;
-        clattn__error_restore(e);
-        status = e->status;
-        if (lacks_memory && has_begun) /* which would say that nothing is written */
-            status = clattn__fail(CLATTN_STATUS_OPENCL_ERROR, e->cl_error, "after other devices had begun: %.900s",
-                                  e->message);
-    }
+    const clattn_status status = status_of(runs, n);
     free(runs);
     return status;
 }

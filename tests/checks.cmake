@@ -80,6 +80,9 @@ if(TARGET test_faults)
   add_test(NAME test_faults COMMAND test_faults)
   set_tests_properties(test_faults PROPERTIES TIMEOUT 4800 COST 200 ENVIRONMENT "${layer}"
     PASS_REGULAR_EXPRESSION "100%: Checks: 133, Failures: 0, Errors: 0")
+  add_test(NAME test_faults_devices COMMAND test_faults)
+  set_tests_properties(test_faults_devices PROPERTIES TIMEOUT 4800 ENVIRONMENT "${layer};CLATTN_TEST_TWO_DEVICES=1"
+    PASS_REGULAR_EXPRESSION "100%: Checks: 6, Failures: 0, Errors: 0")
   add_test(NAME test_kernels COMMAND test_kernels)
   set_tests_properties(test_kernels PROPERTIES TIMEOUT 4800 COST 200 ENVIRONMENT "${layer};CLATTN_FAULT_GUARD=1"
     PASS_REGULAR_EXPRESSION "100%: Checks: 192, Failures: 0, Errors: 0")

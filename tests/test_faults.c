@@ -87,11 +87,12 @@ typedef struct world {
 typedef struct subject {
     const char *name, *text;
     clattn_kernel kernel;
-    int copy;                          /* 1: copy_transfers; above: in shares, at most so many bytes at a time */
-    void (*make)(world *w);            /* no failures */
-    void (*before)(world *w);          /* no failures, before each call; or NULL */
-    clattn_status (*call)(world *w);   /* with failures */
-    void (*undo)(world *w);            /* no failures; gives back what the call made; or NULL */
+    int copy;                        /* 1: copy_transfers; above: in shares, at most so many bytes at a time; -1: on two
+                                          devices */
+    void (*make)(world *w);          /* no failures */
+    void (*before)(world *w);        /* no failures, before each call; or NULL */
+    clattn_status (*call)(world *w); /* with failures */
+    void (*undo)(world *w);          /* no failures; gives back what the call made; or NULL */
     bool (*fell_back)(const world *w); /* success although something failed is right; or NULL: never */
     unsigned injectors;                /* bits; what can fail in it */
 } subject;
@@ -132,8 +133,11 @@ static void open_context(world *w)
 {
     clattn_context_options options;
     test_context_options(&options);
+    static const int two[] = {0, 1};
     options.copy_transfers = w->s->copy != 0;
     options.copy_bytes_most = w->s->copy > 1 ? w->s->copy : 0;
+    options.n_devices = w->s->copy < 0 ? 2 : 0;
+    options.devices = two;
     options.n_threads = 2;
     test_ok(clattn_context_create(&options, &w->context));
 }
@@ -433,6 +437,16 @@ static clattn_status call_context_index(world *w)
     return clattn_context_create(&options, &w->made_context);
 }
 
+static clattn_status call_context_devices(world *w)
+{
+    static const int two[] = {1, 0};
+    clattn_context_options options;
+    clattn_context_options_init(&options);
+    options.n_devices = 2;
+    options.devices = two;
+    return clattn_context_create(&options, &w->made_context);
+}
+
 static clattn_status call_context_name(world *w)
 {
     clattn_context_options options;
@@ -537,7 +551,7 @@ static void undo_context(world *w)
 static bool plan_says(const world *w)
 {
     const char *why = clattn_plan_explain(w->made_plan);
-    return strstr(why, "refused: ") || strstr(why, "path host: ") || strstr(why, "none: ");
+    return strstr(why, "refused: ") || strstr(why, "path host: ") || strstr(why, "none: ") || strstr(why, "left out: ");
 }
 
 /* An AUTO plan of an app's context: the host path, and a device kernel beside it. */
@@ -1078,10 +1092,22 @@ static const subject subjects[] = {
 /* clang-format on */
 enum { N_SUBJECTS = sizeof subjects / sizeof subjects[0] };
 
+/* With more than one device there: in a process of their own, for whoever asks for a device by name, or for any, may get the
+ * second when the first does not answer. */
+/* clang-format off */
+static const subject subjects_of_two[] = {
+    {"context_create, two devices", NULL,    AUTO,     0,    make_nothing,        NULL,                call_context_devices,    NULL,         NULL,      BOTH},
+    {"plan_create, two devices", EVERYTHING, LANES,    -1,   make_for_plan,       before_plan,         call_plan,               undo_context, plan_says, BOTH},
+    {"forward on two devices",   EVERYTHING, LANES,    -1,   make_plan,           NULL,                call_forward,            NULL,         NULL,      BOTH},
+};
+/* clang-format on */
+enum { N_SUBJECTS_OF_TWO = sizeof subjects_of_two / sizeof subjects_of_two[0] };
+static bool has_two_devices;
+
 START_TEST(failures)
 {
     static long total[INJECTORS];
-    const subject *s = &subjects[_i / INJECTORS];
+    const subject *s = &(has_two_devices ? subjects_of_two : subjects)[_i / INJECTORS];
     const int which = _i % INJECTORS;
     for (int mode = 0; mode < MODES && s->injectors >> which & 1; mode++) {
         const findings f = sweep(s, &injectors[which], mode);
@@ -1094,7 +1120,8 @@ START_TEST(failures)
         printf("%s, %s, %s: %ld failures\n", s->name, injectors[which].name, modes[mode], f.injections);
         fflush(stdout);
     }
-    if (_i >= INJECTORS * (N_SUBJECTS - 1)) printf("injected: %ld %s failures\n", total[which], injectors[which].name);
+    if (_i >= INJECTORS * ((has_two_devices ? N_SUBJECTS_OF_TWO : N_SUBJECTS) - 1))
+        printf("injected: %ld %s failures\n", total[which], injectors[which].name);
 }
 END_TEST
 
@@ -1244,6 +1271,12 @@ END_TEST
 Suite *test_suite(void)
 {
     Suite *suite = suite_create("faults");
+    has_two_devices = getenv("CLATTN_TEST_TWO_DEVICES") != NULL;
+    if (has_two_devices) {
+        setenv("POCL_DEVICES", "pthread pthread", 0);
+        tcase_add_loop_test(test_case(suite, "two devices"), failures, 0, N_SUBJECTS_OF_TWO * INJECTORS);
+        return suite;
+    }
     TCase *rig = test_case(suite, "the rig itself");
     tcase_add_loop_test(rig, planted_mistakes, 0, 6);
     tcase_add_test(rig, planted_overrun);
