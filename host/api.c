@@ -115,8 +115,14 @@ clattn_status clattn_plan_get_binaries(const clattn_plan *plan, void *data, size
 {
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
     RETURN_IF(!needed, INVALID_ARGUMENT, "needed is NULL");
-    if (plan->device_plan) return clattn__device_plan_binaries(plan->device_plan, data, size, needed);
     *needed = 0;
+    for (int i = 0; i <= plan->n_parts && plan->device_plan; i++) {
+        size_t bytes;
+        char *to = data ? (char *)data + *needed : NULL;
+        FORWARD(clattn__device_plan_binaries((i ? plan->parts[i - 1] : plan)->device_plan, to,
+                                             data ? size - *needed : 0, &bytes));
+        *needed += bytes;
+    }
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -126,7 +132,10 @@ clattn_status clattn_context_add_binaries(clattn_context *context, const void *d
     RETURN_IF(!data && size, INVALID_ARGUMENT, "data is NULL; size is %zu", size);
     if (!context) FORWARD(clattn__context_default(&context));
     FORWARD(clattn__context_device(context, &d));
-    return clattn__device_add_binaries(d, data, size);
+    FORWARD(clattn__device_add_binaries(d, data, size));
+    for (int i = 0; i < context->n_further; i++)
+        FORWARD(clattn__device_add_binaries(context->further[i]->device, data, size));
+    return CLATTN_STATUS_SUCCESS;
 }
 
 /* ---- forward and backward */

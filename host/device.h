@@ -36,8 +36,8 @@ typedef struct device_shares {
 } device_shares;
 
 /* Host pointers in, host pointers out. args: checked, and those of `backward` unless that is NULL. copy: not in the
- * caller's memory, even where that could be. shares: what to do of a call that copies; NULL: all of it, as the plan cuts
- * it. */
+ * caller's memory, even where that could be. shares: what to do of a call that copies; NULL: all of it, as the plan
+ * cuts it. */
 clattn_status clattn__device_run(device_plan *plan, const problem *p, const clattn_forward_args *args,
                                  const clattn_backward_args *backward, bool copy, const device_shares *shares);
 

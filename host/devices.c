@@ -1,6 +1,7 @@
 #include "devices.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <stdlib.h>
 
 #include <clattn/clattn.h>
@@ -20,6 +21,9 @@ clattn_status clattn__devices_open(clattn_context *c)
     options.n_devices = 0;
     options.devices = NULL;
     options.tuning = c->tuning ? c->tuning : "";
+    options.parallel_for = NULL; /* which an app may not expect to be called twice at once */
+    options.n_threads = clattn__threads_count(c->threads) / (n + 1);
+    if (options.n_threads < 1) options.n_threads = 1;
     for (; c->n_further < n; c->n_further++) {
         options.device_index = c->options.devices[1 + c->n_further];
         FORWARD(clattn_context_create(&options, &c->further[c->n_further]));
@@ -45,10 +49,13 @@ void clattn__devices_limit(const clattn_context *c, device_profile *profile)
     }
 }
 
-/* Rows are cut between the tiles of every device. */
-static bool divides(const clattn_plan *part, const device_cut *cut)
+/* Whether the plan's cut is one of the part's kernel too: rows are cut between its tiles, the rows of a GQA group are
+ * parted only where it does not work on them as one, and its work space is no more than was counted. */
+static bool suits(const clattn_plan *plan, const clattn_plan *part)
 {
-    return cut->rows == part->problem.n_q || cut->rows % part->choice.axes[AXIS_BLOCK_Q] == 0;
+    const device_choice *mine = &plan->choice, *its = &part->choice;
+    return (mine->cut.rows == plan->problem.n_q || mine->cut.rows % its->axes[AXIS_BLOCK_Q] == 0) &&
+           choice_splits_keys(mine) == choice_splits_keys(its) && its->workspace_bytes <= mine->workspace_bytes;
 }
 
 clattn_status clattn__devices_plan(clattn_plan *plan, const clattn_problem *text_of, const clattn_plan_options *given,
@@ -56,7 +63,6 @@ clattn_status clattn__devices_plan(clattn_plan *plan, const clattn_problem *text
 {
     const clattn_context *c = plan->context;
     const device_cut *cut = &plan->choice.cut;
-    if (!c->n_further || plan->pass != CLATTN_PASS_FORWARD) return CLATTN_STATUS_SUCCESS;
     clattn_plan_options options = *given;
     options.path = CLATTN_PATH_DEVICE;
     plan->parts = calloc((size_t)c->n_further, sizeof(clattn_plan *));
@@ -68,9 +74,10 @@ clattn_status clattn__devices_plan(clattn_plan *plan, const clattn_problem *text
         if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
         if (status != CLATTN_STATUS_SUCCESS) {
             text_add(why, "left out: %s: %.300s\n", name, clattn_last_error()->message);
-        } else if (!divides(part, cut)) {
-            text_add(why, "left out: %s: its tiles of %d rows do not divide shares of %" PRId64 "\n", name,
-                     part->choice.axes[AXIS_BLOCK_Q], cut->rows);
+        } else if (!suits(plan, part)) {
+            text_add(why, "left out: %s: %s, block_q %d, does not suit shares made for %s\n", name,
+                     clattn_kernel_name(part->choice.kernel), part->choice.axes[AXIS_BLOCK_Q],
+                     clattn_kernel_name(plan->choice.kernel));
             clattn__plan_drop(part);
         } else {
             text_add(why, "device: %s, kernel %s, block_q %d, block_kv %d\n", name,
@@ -116,7 +123,8 @@ static bool lacks_memory(const part_run *r)
     return r->status == CLATTN_STATUS_OUT_OF_HOST_MEMORY || r->status == CLATTN_STATUS_OUT_OF_DEVICE_MEMORY;
 }
 
-/* Of all parts, and its sentence. Want of memory says that nothing is written: only where every part that was run says so. */
+/* Of all parts, and its sentence. Want of memory says that nothing is written: only where every part that was run says
+ * so. */
 static clattn_status status_of(const part_run *runs, int n)
 {
     const part_run *failed = NULL;
@@ -145,7 +153,11 @@ clattn_status clattn__devices_run(const clattn_plan *plan, const clattn_forward_
         runs[i].args = args;
         runs[i].shares = (device_shares){cut, cut->n_shares * i / n, cut->n_shares * (i + 1) / n};
     }
+    sigset_t all, before; /* those of the app take its signals */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int i = 1; i < n; i++) runs[i].has_thread = pthread_create(&runs[i].thread, NULL, part_run_all, &runs[i]) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     for (int i = 0; i < n; i++)
         if (!runs[i].has_thread) part_run_all(&runs[i]);
     for (int i = 0; i < n; i++)

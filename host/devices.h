@@ -1,5 +1,6 @@
-/* Several devices in one context: each call that copies its arrays is cut into shares, which they divide among them. The
- * first is the context's own device; each further one is a context of its own, and its part of a plan a plan there. */
+/* Several devices in one context: each call that copies its arrays is cut into shares, which they divide among them.
+ * The first is the context's own device; each further one is a context of its own, and its part of a plan a plan there.
+ */
 #ifndef CLATTN_DEVICES_H
 #define CLATTN_DEVICES_H
 
@@ -9,14 +10,11 @@
 clattn_status clattn__devices_open(clattn_context *context);
 void clattn__devices_close(clattn_context *context);
 
-/* How many devices a forward plan on the device path asks for. */
-static inline int devices_of(const clattn_context *context) { return 1 + context->n_further; }
-
 /* No more copies at a time, and no larger buffers, than every device takes. */
 void clattn__devices_limit(const clattn_context *context, device_profile *profile);
 
-/* The plan's parts on the further devices, when its cut has shares for them; a device that cannot run the problem is left
- * out, and `why` says so. OUT_OF_HOST_MEMORY is the only failure. */
+/* The plan's parts on the further devices, when its cut has shares for them; a device that cannot run the problem is
+ * left out, and `why` says so. OUT_OF_HOST_MEMORY is the only failure. */
 clattn_status clattn__devices_plan(clattn_plan *plan, const clattn_problem *text_of, const clattn_plan_options *options,
                                    text *why);
 void clattn__devices_drop(clattn_plan *plan);

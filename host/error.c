@@ -37,6 +37,7 @@ void clattn__error_restore(const error_state *state)
     last_error.status = state->status;
     last_error.cl_error = state->cl_error;
     memcpy(last_message, state->message, sizeof last_message);
+    last_error.message = last_message; /* it may be another thread's */
 }
 
 const char *clattn_status_name(clattn_status status)

@@ -104,9 +104,9 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *opt
 clattn_status clattn__plan_device(const problem *p, const device_profile *device, const clattn_plan_options *options,
                                   int nth, device_choice *choice, bool *is_last);
 
-/* choice->cut: shares as large as fit, two sets of them, one for each device at least, where there are so many; where copies
- * go to a memory of the device's own, several even of what fits, once that is large, so that they run beside the kernels.
- * From problem, devices and kernel alone. */
+/* choice->cut: shares as large as fit, two sets of them, one for each device at least, where there are so many; where
+ * copies go to a memory of the device's own, several even of what fits, once that is large, so that they run beside the
+ * kernels. From problem, devices and kernel alone. */
 void clattn__plan_cut(const problem *p, const device_profile *device, device_choice *choice);
 
 /* status, and the sentence that says why there is no cut. */

@@ -32,8 +32,8 @@ static void leave_engine(device_profile *usable, text *why, int *nth)
 
 /* Tries the device's variants, best first, until one builds, fits and runs. When none does, the answer is what
  * became of the last that was tried, or why none could be. */
-static clattn_status prepare_device(clattn_plan *plan, const clattn_problem *text_of,
-                                    const clattn_plan_options *options, text *why)
+static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of, const clattn_plan_options *options,
+                                bool several, text *why)
 {
     struct device *d;
     FORWARD(clattn__context_device(plan->context, &d));
@@ -41,8 +41,10 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_problem *tex
     device_profile usable = *clattn__device_profile(d); /* as the app wants it, and without an engine that fails */
     if (wishes->copy_transfers) usable.shares_host_memory = false;
     if (wishes->copy_bytes_most) usable.copy_bytes_most = wishes->copy_bytes_most;
-    usable.n_devices = devices_of(plan->context);
-    clattn__devices_limit(plan->context, &usable);
+    if (several) {
+        usable.n_devices = 1 + plan->context->n_further;
+        clattn__devices_limit(plan->context, &usable);
+    }
     const device_profile *profile = &usable;
     bool is_last = false, tried = false;
     error_state failure;
@@ -101,7 +103,7 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_problem *tex
                  " bytes for all of them, at most %" PRId64 "\n",
                  cut->n_shares, cut->entries, cut->heads, cut->rows, cut->n_sets, cut->share_bytes, cut->common_bytes,
                  cut->bytes_most);
-    FORWARD(clattn__devices_plan(plan, text_of, options, why));
+    if (several) FORWARD(clattn__devices_plan(plan, text_of, options, why));
     if (options->pass == CLATTN_PASS_BACKWARD) {
         text_add(why, "gradients in this order:");
         for (int i = 0; i < plan->choice.n_stages; i++)
@@ -110,6 +112,18 @@ static clattn_status prepare_device(clattn_plan *plan, const clattn_problem *tex
                  plan->choice.workspace_bytes);
     }
     return CLATTN_STATUS_SUCCESS;
+}
+
+/* On all of the context's devices; where their limits leave no way, on the first alone. */
+static clattn_status prepare_device(clattn_plan *plan, const clattn_problem *text_of,
+                                    const clattn_plan_options *options, text *why)
+{
+    if (plan->context->n_further && options->pass == CLATTN_PASS_FORWARD) {
+        const clattn_status status = prepare_on(plan, text_of, options, true, why);
+        if (status == CLATTN_STATUS_SUCCESS || status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
+        text_add(why, "left out: all devices but the first: %.300s\n", last_sentence());
+    }
+    return prepare_on(plan, text_of, options, false, why);
 }
 
 static clattn_status prepare_host(clattn_plan *plan, const clattn_plan_options *options, text *why)

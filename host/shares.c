@@ -93,8 +93,8 @@ static bool cut_fits(const problem *p, const device_profile *d, int64_t workspac
     return largest <= d->max_alloc_bytes && all <= c->bytes_most && all < INT64_MAX;
 }
 
-/* At least `wanted` shares, more than one, each of at most `enough` bytes where batch entries or groups do that: is there
- * such a cut? fits: the call whole does; then it is cut for two sets of buffers or not at all. */
+/* At least `wanted` shares, more than one, each of at most `enough` bytes where batch entries or groups do that: is
+ * there such a cut? fits: the call whole does; then it is cut for two sets of buffers or not at all. */
 static bool cut_into(const problem *p, const device_profile *d, const device_choice *choice, int64_t wanted,
                      int64_t enough, bool fits, device_cut *c)
 {

@@ -189,7 +189,7 @@ static void check_backward(test_data *t, const char *text, int64_t seed, const t
     test_backward_check(t, text, (uint64_t)seed, &test_backward_ways[nth], &how);
 }
 
-void numbers_run(const numbers *n)
+void numbers_run(const numbers *n, bool is_of_many)
 {
     char text[700];
     numbers_text(n, text, sizeof text);
@@ -206,7 +206,7 @@ void numbers_run(const numbers *n)
         if (t->query_offsets) t->query_offsets[b] = numbers_below(&state, t->p.n_kv + 9) - 4;
     }
     spoil(t, n->n[DATA], (uint64_t)n->n[SEED]);
-    t->is_of_many = true;
+    t->is_of_many = is_of_many;
     test_reference(t);
     clattn_context *context = way->path == CLATTN_PATH_HOST ? test_host_context() : test_context();
     clattn_plan_options options;

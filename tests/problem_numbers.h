@@ -55,7 +55,7 @@ void numbers_text(const numbers *p, char *to, size_t size);
 /* One line: the text, the way, and the list. */
 void numbers_print(const numbers *p);
 
-/* Runs it and asserts what the reference says, or that the kernel does not support it. */
-void numbers_run(const numbers *p);
+/* Runs it and asserts what the reference says, or that the kernel does not support it. is_of_many: see test_data. */
+void numbers_run(const numbers *p, bool is_of_many);
 
 #endif

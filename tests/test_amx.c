@@ -143,7 +143,7 @@ START_TEST(random_problems)
     n.n[BACKWARD] = 0;
     for (int nth = 0; (code = code_of(_i, nth)); nth++) {
         in_use = code;
-        numbers_run(&n);
+        numbers_run(&n, false);
         in_use = NULL;
         ck_assert_int_eq(amx_threads, 0);
     }

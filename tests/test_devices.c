@@ -211,6 +211,7 @@ START_TEST(one_plan)
     if (!context_of(2)) return;
     test_data *t = test_data_from_text("f32 b2 hq4 hkv2 q140 kv150 d40 causal", 4);
     clattn_plan *plan = test_plan(context_of(2), &t->p, &test_ways[1], 0, 0, 0);
+    ck_assert_int_eq(info_of(plan).n_devices, 2);
     test_reference(t);
     test_forward(t, plan);
     test_compare(t, "first");

@@ -199,6 +199,7 @@ static void make_plan(world *w)
     clattn_plan_info_init(&info);
     test_ok(clattn_plan_get_info(w->plan, &info));
     if (w->s->copy > 1) ck_assert_int_gt(info.n_shares, 1);
+    if (w->s->copy < 0) ck_assert_int_eq(info.n_devices, 2);
 }
 
 static void make_nothing(world *w) { (void)w; }

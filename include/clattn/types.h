@@ -231,13 +231,17 @@ typedef struct clattn_context_options {
     clattn_device_select device; /* default CLATTN_DEVICE_DEFAULT; clattn_context_create_from_cl ignores it */
     int device_index;            /* for CLATTN_DEVICE_INDEX */
     const char *device_name;     /* for CLATTN_DEVICE_NAME; copied */
-    int n_devices;               /* of `devices`; default 0: the one that the lines above select */
+    int n_devices;               /* of `devices`, in place of the lines above; default 0: the one that these select.
+                                    clattn_context_create_from_cl ignores both */
     const int *devices; /* indices, copied. The first is the context's own device, which backward and clattn_enqueue_*
                                     take. clattn_forward on the device path is cut into shares of batch entries, heads or rows,
                                     which all of them work on at once, each by a kernel of its own: what it takes is copied, as
-                                    copy_transfers = 1 has it. A call that has too few of these takes fewer devices */
-    int n_threads; /* of the host path, and of copies to and from devices; default 0: one per available processor */
-    clattn_parallel_for_fn *parallel_for; /* for those: the app's own threads; default NULL: clattn's */
+                                    copy_transfers = 1 has it. A call that has too few of these takes fewer devices, and one
+                                    that cannot run the problem is left out; the explanation says so */
+    int n_threads; /* of the host path, and of copies to and from devices; default 0: one per available processor. The
+                      copies of devices beyond the first have their share of as many again */
+    clattn_parallel_for_fn *parallel_for; /* for those, but for devices beyond the first: the app's own threads; default
+                                             NULL: clattn's */
     void *parallel_for_user;
     clattn_log_fn *log; /* default NULL: none. CLATTN_VERBOSE=plan,build,run or all prints on stderr */
     void *log_user;
@@ -282,10 +286,11 @@ typedef struct clattn_plan_info {
     int64_t local_bytes;     /* local memory of a work-group; 0 on the host path */
     int n_threads;           /* at most, on the host path; 0 on the device path */
     int zero_copy;           /* 1: calls with host pointers let the kernels work in the caller's own memory */
-    int64_t n_shares;        /* of a call with host pointers on the device path, one after the other; 1: all at once, as
+    int64_t
+        n_shares; /* of a call with host pointers on the device path, on each device one after the other; 1: all at once, as
                                 where zero_copy is 1, unless overlaps or gaps force copies; 0 on the host path */
-    int n_devices;           /* that divide them among themselves, at least 1; 0 on the host path */
-    int tuned;               /* 1: the block sizes are a tuning table's */
+    int n_devices; /* that divide them among themselves, at least 1; 0 on the host path */
+    int tuned;     /* 1: the block sizes are a tuning table's */
 } clattn_plan_info;
 
 typedef struct clattn_device_info {

@@ -8,7 +8,7 @@ Suite *test_suite(void) { return NULL; }
 
 static numbers problem;
 
-START_TEST(run) { numbers_run(&problem); }
+START_TEST(run) { numbers_run(&problem, true); }
 END_TEST
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
