@@ -115,14 +115,15 @@ clattn_status clattn_plan_get_binaries(const clattn_plan *plan, void *data, size
 {
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
     RETURN_IF(!needed, INVALID_ARGUMENT, "needed is NULL");
-    *needed = 0;
+    size_t all = 0;
     for (int i = 0; i <= plan->n_parts && plan->device_plan; i++) {
+        const clattn_plan *part = i ? plan->parts[i - 1] : plan;
         size_t bytes;
-        char *to = data ? (char *)data + *needed : NULL;
-        FORWARD(clattn__device_plan_binaries((i ? plan->parts[i - 1] : plan)->device_plan, to,
-                                             data ? size - *needed : 0, &bytes));
-        *needed += bytes;
+        FORWARD(clattn__device_plan_binaries(part->device_plan, data ? (char *)data + all : NULL, data ? size - all : 0,
+                                             &bytes));
+        all += bytes;
     }
+    *needed = all;
     return CLATTN_STATUS_SUCCESS;
 }
 
