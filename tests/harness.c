@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <inttypes.h>
+#include <pthread.h>
 
 enum {
     GUARD = 512,      /* bytes */
@@ -567,33 +568,75 @@ void test_run(test_data *t, const test_way *way, int64_t block_q, int64_t block_
     clattn_plan_release(plan);
 }
 
+/* ---- many threads, one plan */
+
+enum { THREADS = 4, CALLS = 20 };
+
+typedef struct crowd {
+    const clattn_plan *plan;
+    const test_data *first;
+    size_t o_bytes, lse_bytes;
+} crowd;
+
+static void *call_often(void *argument)
+{
+    const crowd *c = argument;
+    clattn_forward_args args = test_args(c->first);
+    char *o = malloc(c->o_bytes), *lse = malloc(c->lse_bytes);
+    bool good = o && lse;
+    args.o = clattn_host_buffer(o);
+    args.lse = clattn_host_buffer(lse);
+    for (int i = 0; i < CALLS && good; i++) {
+        memset(o, 0xff, c->o_bytes);
+        memset(lse, 0xff, c->lse_bytes);
+        good = clattn_forward(c->plan, &args) == CLATTN_STATUS_SUCCESS && !memcmp(o, c->first->o, c->o_bytes) &&
+               !memcmp(lse, c->first->lse, c->lse_bytes);
+    }
+    free(o);
+    free(lse);
+    return good ? argument : NULL;
+}
+
+void test_call_often(const clattn_plan *plan, const test_data *t)
+{
+    pthread_t threads[THREADS];
+    const size_t rows = (size_t)(t->p.batch * t->p.n_heads_q * t->p.n_q);
+    crowd c = {plan, t, rows * (size_t)t->p.head_dim_v * clattn_dtype_size(t->p.dtype), rows * sizeof(float)};
+    for (int i = 0; i < THREADS; i++) ck_assert_int_eq(pthread_create(&threads[i], NULL, call_often, &c), 0);
+    for (int i = 0; i < THREADS; i++) {
+        void *good = NULL;
+        pthread_join(threads[i], &good);
+        ck_assert_ptr_eq(good, &c);
+    }
+}
+
 /* ---- comparing
  *
  * Sums are kept in f32 (f64 for f64), of unit roundoff u = 2^-24 (2^-53), and each rounding is a random error of
  * standard deviation near 0.4 u of the partial sum it rounds.
  *
- * A score of size S is a walk of D = head_dim products, its partial sums some S sqrt(i / D): the D roundings add up
- * to 0.3 u S sqrt(D). Of a score's error a row's output takes P (1 - P) times the distance between values, at most
- * about 1 for N(0,1); the greatest of a million outputs lies five deviations out: u S sqrt(D), near enough. (Where
- * two keys share a row, the score's error and the values' distance are two normal numbers, whose product in the greatest of
- * a thousand million is 18 times their deviations', 0.3 u S sqrt(D) and 0.35: twice that.) S is
- * what the row's leading scores amount to: |LSE|, and where its products cancel what they walk through, scale |q|
- * max |k| / sqrt(D): with few columns some rows are well above the typical score scale sqrt(D) rms(Q) rms(K). ALiBi's
- * distance may cancel products of its own size, at most the largest there can be and the leading score: S has it too. The
- * sums over n keys, of P and of P V, bring 0.25 u sqrt(n), at five deviations u sqrt(n); exp2, the division, the
- * scale and the rescaling bring a few u, taken as 8:
+ * A score of size S is a walk of D = head_dim products, its partial sums some S sqrt(i / D): the D roundings add up to
+ * 0.3 u S sqrt(D). Of a score's error a row's output takes P (1 - P) times the distance between values, at most about 1
+ * for N(0,1); the greatest of a million outputs lies five deviations out: u S sqrt(D), near enough. (Where two keys
+ * share a row, the score's error and the values' distance are two normal numbers, whose product in the greatest of a
+ * thousand million is 18 times their deviations', 0.3 u S sqrt(D) and 0.35: twice that.) S is what the row's leading
+ * scores amount to: |LSE|, and where its products cancel what they walk through, scale |q| max |k| / sqrt(D): with few
+ * columns some rows are well above the typical score scale sqrt(D) rms(Q) rms(K). ALiBi's distance may cancel products
+ * of its own size, at most the largest there can be and the leading score: S has it too. The sums over n keys, of P and
+ * of P V, bring 0.25 u sqrt(n), at five deviations u sqrt(n); exp2, the division, the scale and the rescaling bring a
+ * few u, taken as 8:
  *
  *     e = u (S sqrt(D) + sqrt(n) + 8)
  *
- * Whatever the formula says, N(0,1) data never gets more than 5e-6 (1e-13 for f64, whose reference has the same
- * errors once more), in proportion where typical scores are larger or a bias or ALiBi's distances lift |LSE| beyond
- * 10, which N(0,1) data comes to at 16384 keys. A value is wrong past e max(1, |value|) plus
- * half a unit in the last place of f16 (2^-11) or bf16 (2^-8). LSE, f32 for every type, is wrong past e with a cap
- * of 1e-5; that of f64 by more than its rounding to f32.
+ * Whatever the formula says, N(0,1) data never gets more than 5e-6 (1e-13 for f64, whose reference has the same errors
+ * once more), in proportion where typical scores are larger or a bias or ALiBi's distances lift |LSE| beyond 10, which
+ * N(0,1) data comes to at 16384 keys. A value is wrong past e max(1, |value|) plus half a unit in the last place of f16
+ * (2^-11) or bf16 (2^-8). LSE, f32 for every type, is wrong past e with a cap of 1e-5; that of f64 by more than its
+ * rounding to f32.
  *
- * A plan with bf16 products rounds P to 8 bits, by at most 2^-9 of each prob: of a row's output that is five
- * deviations of 0.4 * 2^-9 sqrt(sum P^2) times values of N(0,1), and where two keys share a row, 2^-9 times half
- * their distance. 2^-8 covers both. f16 products: 11 bits, 2^-12 and 2^-11. */
+ * A plan with bf16 products rounds P to 8 bits, by at most 2^-9 of each prob: of a row's output that is five deviations
+ * of 0.4 * 2^-9 sqrt(sum P^2) times values of N(0,1), and where two keys share a row, 2^-9 times half their distance.
+ * 2^-8 covers both. f16 products: 11 bits, 2^-12 and 2^-11. */
 
 typedef struct tolerance {
     double u, typical, cap, v_span, storage, probs;

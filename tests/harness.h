@@ -121,6 +121,9 @@ clattn_forward_args test_args(const test_data *t);
 /* Poisons the outputs and runs; asserts that only they were written. */
 void test_forward(test_data *t, const clattn_plan *plan);
 
+/* Four threads call the plan twenty times each: the bits of test_forward before it. t is dense. */
+void test_call_often(const clattn_plan *plan, const test_data *t);
+
 /* Both, on the way's own context, which must be there. */
 void test_run(test_data *t, const test_way *way, int64_t block_q, int64_t block_kv);
 

@@ -6,7 +6,6 @@
 #include <clattn/opencl.h>
 
 #include <inttypes.h>
-#include <pthread.h>
 
 enum { DEVICES_MOST = 3, N_DEVICE_WAYS = 2 };
 
@@ -181,33 +180,8 @@ END_TEST
 
 /* ---- many threads, one plan */
 
-enum { THREADS = 4, CALLS = 20 };
-
-typedef struct crowd {
-    const clattn_plan *plan;
-    const test_data *first; /* dense */
-    size_t bytes;           /* of O */
-} crowd;
-
-static void *call_often(void *argument)
-{
-    const crowd *c = argument;
-    clattn_forward_args args = test_args(c->first);
-    char *o = malloc(c->bytes);
-    bool good = o;
-    args.o = clattn_host_buffer(o);
-    args.lse = clattn_host_buffer(NULL);
-    for (int i = 0; i < CALLS && good; i++) {
-        memset(o, 0xff, c->bytes);
-        good = clattn_forward(c->plan, &args) == CLATTN_STATUS_SUCCESS && !memcmp(o, c->first->o, c->bytes);
-    }
-    free(o);
-    return good ? argument : NULL;
-}
-
 START_TEST(one_plan)
 {
-    pthread_t threads[THREADS];
     if (!context_of(2)) return;
     test_data *t = test_data_from_text("f32 b2 hq4 hkv2 q140 kv150 d40 causal", 4);
     clattn_plan *plan = test_plan(context_of(2), &t->p, &test_ways[1], 0, 0, 0);
@@ -215,13 +189,7 @@ START_TEST(one_plan)
     test_reference(t);
     test_forward(t, plan);
     test_compare(t, "first");
-    crowd c = {plan, t, (size_t)(t->p.batch * t->p.n_heads_q * t->p.n_q * t->p.head_dim_v) * sizeof(float)};
-    for (int i = 0; i < THREADS; i++) ck_assert_int_eq(pthread_create(&threads[i], NULL, call_often, &c), 0);
-    for (int i = 0; i < THREADS; i++) {
-        void *good = NULL;
-        pthread_join(threads[i], &good);
-        ck_assert_ptr_eq(good, &c);
-    }
+    test_call_often(plan, t);
     clattn_plan_release(plan);
     test_data_free(t);
 }

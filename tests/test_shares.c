@@ -5,7 +5,6 @@
 #include <clattn/opencl.h>
 
 #include <inttypes.h>
-#include <pthread.h>
 
 /* Contexts whose calls may copy so many bytes; made at first use and kept, for each builds its own kernels. 0: any. */
 static clattn_context *limited(int64_t bytes, int copy)
@@ -336,37 +335,9 @@ END_TEST
 
 /* ---- many threads, one plan */
 
-enum { THREADS = 4, CALLS = 20 };
-
-typedef struct crowd {
-    const clattn_plan *plan;
-    const test_data *first; /* dense */
-    size_t o_bytes, lse_bytes;
-} crowd;
-
-static void *call_often(void *argument)
-{
-    const crowd *c = argument;
-    clattn_forward_args args = test_args(c->first);
-    char *o = malloc(c->o_bytes), *lse = malloc(c->lse_bytes);
-    bool good = o && lse;
-    args.o = clattn_host_buffer(o);
-    args.lse = clattn_host_buffer(lse);
-    for (int i = 0; i < CALLS && good; i++) {
-        memset(o, 0xff, c->o_bytes);
-        memset(lse, 0xff, c->lse_bytes);
-        good = clattn_forward(c->plan, &args) == CLATTN_STATUS_SUCCESS && !memcmp(o, c->first->o, c->o_bytes) &&
-               !memcmp(lse, c->first->lse, c->lse_bytes);
-    }
-    free(o);
-    free(lse);
-    return good ? argument : NULL;
-}
-
 START_TEST(one_plan)
 {
     const test_way *way = &test_ways[1 + _i];
-    pthread_t threads[THREADS];
     if (!can_run(way, CLATTN_DTYPE_F32)) return;
     test_data *t = test_data_from_text(CAUSAL, 4);
     clattn_plan *plan = test_plan(limited(130000, 1), &t->p, way, 0, 0, 0);
@@ -374,14 +345,7 @@ START_TEST(one_plan)
     test_reference(t);
     test_forward(t, plan);
     test_compare(t, "first");
-    const size_t rows = (size_t)(t->p.batch * t->p.n_heads_q * t->p.n_q);
-    crowd c = {plan, t, rows * (size_t)t->p.head_dim_v * sizeof(float), rows * sizeof(float)};
-    for (int i = 0; i < THREADS; i++) ck_assert_int_eq(pthread_create(&threads[i], NULL, call_often, &c), 0);
-    for (int i = 0; i < THREADS; i++) {
-        void *good = NULL;
-        pthread_join(threads[i], &good);
-        ck_assert_ptr_eq(good, &c);
-    }
+    test_call_often(plan, t);
     clattn_plan_release(plan);
     test_data_free(t);
 }
