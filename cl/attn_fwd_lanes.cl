@@ -29,11 +29,11 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORW
     v += args.v_at + at.batch * args.v_batch + at.kv_head * args.v_head + entry.kv_row_first * args.v_row;
     o += args.o_at + at.batch * args.o_batch + at.head * args.o_head + entry.q_row_first * args.o_row;
 
-    vec q_tile[Q_COLUMNS * ROW_VECTORS]; /* [panels][HEAD_DIM_QK][PANEL] */
+    vec q_tile[Q_WORDS * ROW_VECTORS];   /* [panels][words of HEAD_DIM_QK][PANEL] */
     vec o_tile[O_COLUMNS * ROW_VECTORS]; /* [panels][HEAD_DIM_V][PANEL], unnormalised */
     vec s[S_KEYS * ROW_VECTORS];         /* [panels][S_KEYS][PANEL], scores, then probs */
     vec m[ROW_VECTORS], l[ROW_VECTORS], rescale[ROW_VECTORS];
-    real decoded[DECODED_SIZE]; /* [BLOCK_KV][HEAD_DIM] of K or V, when they are stored in 16 bits */
+    word decoded[DECODED_SIZE]; /* [BLOCK_KV][HEAD_DIM] of K or V, when they are stored in 16 bits */
     i64 pitch;
 
     q_load(q_tile, q, args.q_row, row_first, n_q, scale);
@@ -52,15 +52,14 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORW
         if (!(found & MASK_SOME)) continue;
         block.is_masked |= found & MASK_HIDDEN;
 
-        BLOCK_SPACE const real *k_block =
-            block_load(decoded, k + j0 * args.k_row, args.k_row, &pitch, block.n, HEAD_DIM_QK);
-        scores(s, q_tile, k_block, pitch, &block);
+        BLOCK_SPACE const word *k_block = k_load(decoded, k + j0 * args.k_row, args.k_row, &pitch, block.n);
+        scores(s, q_tile, k_block, pitch, &block, scale);
         score(s, &cut, &block);
         if (block.is_masked) mask_hidden(s, &cut, &block);
         row_state_update(m, l, rescale, s, &block);
         dropout(s, &args, at, dropout_scale, row_first, &block);
-        BLOCK_SPACE const real *v_block =
-            block_load(decoded, v + j0 * args.v_row, args.v_row, &pitch, block.n, HEAD_DIM_V);
+        probs_pack(s, &block);
+        BLOCK_SPACE const word *v_block = v_load(decoded, v + j0 * args.v_row, args.v_row, &pitch, block.n);
         accumulate(o_tile, rescale, s, v_block, pitch, &cut, &block);
     }
 

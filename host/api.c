@@ -95,7 +95,7 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     } else {
         info->kernel = plan->choice.kernel;
         info->tuned = plan->choice.is_tuned;
-        if (info->kernel == CLATTN_KERNEL_ATTN_FWD_MMA) info->products = plan->problem.dtype;
+        if (plan->pass == CLATTN_PASS_FORWARD && plan->choice.axes[AXIS_MMA]) info->products = plan->problem.dtype;
         info->device = plan->device_name;
         info->block_q = plan->choice.axes[AXIS_BLOCK_Q];
         info->block_kv = plan->choice.axes[AXIS_BLOCK_KV];

@@ -43,13 +43,26 @@ const char *const clattn__engine_names[ENGINE_COUNT] = {
     [ENGINE_WMMA_GFX11] = "wmma_gfx11",
     [ENGINE_EMULATED_WMMA_GFX12] = "emulated_wmma_gfx12",
     [ENGINE_WMMA_GFX12] = "wmma_gfx12",
+    [ENGINE_EMULATED_PAIRS] = "emulated_pairs",
+    [ENGINE_VDPBF16PS] = "vdpbf16ps",
 };
+
+clattn_kernel clattn__engine_kernel(matrix_engine engine)
+{
+    return engine_is_lanes(engine) ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD_MMA;
+}
+
+clattn_kernel clattn__engine_judge(matrix_engine engine)
+{
+    return engine_is_lanes(engine) ? CLATTN_KERNEL_HOST_TILE : CLATTN_KERNEL_ATTN_FWD;
+}
 
 matrix_engine clattn__engine_below(matrix_engine engine)
 {
     return engine == ENGINE_WGMMA ? ENGINE_MMA_SYNC : ENGINE_NONE;
 }
 
+/* The trial's problem on the device with this engine, or on the host path. */
 static clattn_status run(clattn_context *context, device *d, matrix_engine engine, clattn_dtype dtype, int dim,
                          clattn_kernel kernel, trial *t)
 {
@@ -61,15 +74,15 @@ static clattn_status run(clattn_context *context, device *d, matrix_engine engin
     device_plan *plan;
     bool is_last;
     clattn_problem_init(&given, dtype, 1, HEADS, 1, N_Q, N_KV, dim);
-    given.mask.window_right = 0;
-    given.query_offset = N_KV - N_Q;
     clattn_plan_options_init(&options);
     options.kernel = kernel;
+    if (engine_is_lanes(engine)) {
+        options.block_q = 16; /* no window and one vector of rows: on CPUs kernels take long to build */
+    } else {
+        given.mask.window_right = 0;
+        given.query_offset = N_KV - N_Q;
+    }
     FORWARD(clattn__problem_make(&given, &p));
-    device_profile profile = *clattn__device_profile(d);
-    profile.engine = engine;
-    FORWARD(clattn__plan_device(&p, &profile, &options, 0, &choice, &is_last));
-    FORWARD(clattn__device_plan_create(d, context, &p, &choice, &plan));
     fill(t->q, HEADS * N_Q * dim, 1, dtype);
     fill(t->k, N_KV * dim, 2, dtype);
     fill(t->v, N_KV * dim, 3, dtype);
@@ -80,6 +93,15 @@ static clattn_status run(clattn_context *context, device *d, matrix_engine engin
     args.v = clattn_host_buffer(t->v);
     args.o = clattn_host_buffer(t->o);
     args.lse = clattn_host_buffer(t->lse);
+    if (kernel == CLATTN_KERNEL_HOST_TILE) {
+        host_plan host;
+        FORWARD(clattn__plan_host(&p, &options, 1, &host));
+        return clattn__host_forward(&host, &p, context->threads, &args);
+    }
+    device_profile profile = *clattn__device_profile(d);
+    profile.engine = engine;
+    FORWARD(clattn__plan_device(&p, &profile, &options, 0, &choice, &is_last));
+    FORWARD(clattn__device_plan_create(d, context, &p, &choice, &plan));
     const clattn_status status = clattn__device_run(plan, &p, &args, NULL, true, NULL);
     clattn__device_plan_free(plan);
     return status;
@@ -89,21 +111,23 @@ static clattn_status check(clattn_context *context, device *d, matrix_engine eng
                            trial *a, trial *b)
 {
     const float o_most = dtype == CLATTN_DTYPE_F16 ? 0x1p-8F : 0x1p-5F, lse_most = 1e-4F; /* |O| is at most 2 */
-    FORWARD(run(context, d, engine, dtype, dim, CLATTN_KERNEL_ATTN_FWD, a));
-    FORWARD(run(context, d, engine, dtype, dim, CLATTN_KERNEL_ATTN_FWD_MMA, b));
+    const clattn_kernel kernel = clattn__engine_kernel(engine), known = clattn__engine_judge(engine);
+    const char *name = clattn_kernel_name(kernel), *known_name = clattn_kernel_name(known);
+    FORWARD(run(context, d, engine, dtype, dim, known, a));
+    FORWARD(run(context, d, engine, dtype, dim, kernel, b));
     for (int i = 0; i < HEADS * N_Q * dim; i++) {
         const float x = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(a->o[i]) : f32_of_bf16(a->o[i]);
         const float y = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(b->o[i]) : f32_of_bf16(b->o[i]);
         RETURN_IF(!(fabsf(x - y) <= o_most) && !(isnan(x) && isnan(y)), UNSUPPORTED,
-                  "attn_fwd_mma by %s is left aside on %s: in %s it gives O %g where attn_fwd gives %g",
+                  "%s by %s is left aside on %s: in %s it gives O %g where %s gives %g", name,
                   clattn__engine_names[engine], clattn__device_profile(d)->name, clattn_dtype_name(dtype), (double)y,
-                  (double)x);
+                  known_name, (double)x);
     }
     for (int i = 0; i < LSE_SIZE; i++)
         RETURN_IF(!(fabsf(a->lse[i] - b->lse[i]) <= lse_most), UNSUPPORTED,
-                  "attn_fwd_mma by %s is left aside on %s: in %s it gives LSE %g where attn_fwd gives %g",
+                  "%s by %s is left aside on %s: in %s it gives LSE %g where %s gives %g", name,
                   clattn__engine_names[engine], clattn__device_profile(d)->name, clattn_dtype_name(dtype),
-                  (double)b->lse[i], (double)a->lse[i]);
+                  (double)b->lse[i], known_name, (double)a->lse[i]);
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -116,7 +140,8 @@ clattn_status clattn__engine_check(clattn_context *context, device *d, matrix_en
     if (!seen.is_over) { /* without the lock, for it logs; two threads may try at once */
         trial *t = malloc(2 * sizeof *t);
         RETURN_IF(!t, OUT_OF_HOST_MEMORY, "no room for %zu bytes of a matrix engine's trial", 2 * sizeof *t);
-        clattn_status status = check(context, d, engine, dtype, DIM_MOST, t, t + 1);
+        clattn_status status = CLATTN_STATUS_SUCCESS;
+        if (!engine_is_lanes(engine)) status = check(context, d, engine, dtype, DIM_MOST, t, t + 1);
         if (status == CLATTN_STATUS_SUCCESS) status = check(context, d, engine, dtype, DIM_MOST / 2, t, t + 1);
         free(t);
         if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY || status == CLATTN_STATUS_OUT_OF_DEVICE_MEMORY) return status;

@@ -202,7 +202,7 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
         plan->kernel = CLATTN_KERNEL_HOST_BACKWARD;
         plan->block_q = plan->block_kv = BACKWARD_BLOCK;
         plan->chunk = 0;
-        plan->instructions = plan->decode->name; /* of the same rung, and in f32 or f64 too */
+        plan->instructions = clattn__backward_ops(p->dtype)->name;
         return CLATTN_STATUS_SUCCESS;
     }
     plan->kernel = o->kernel == CLATTN_KERNEL_HOST_DECODE || (o->kernel == CLATTN_KERNEL_AUTO && suits_decoding(p))
@@ -254,7 +254,14 @@ static int64_t lanes_private_bytes(const problem *p, int64_t vectors, int64_t bl
     return (qk + v + block_kv) * vectors * vector_bytes + decoded;
 }
 
-static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o, device_choice *c)
+/* The axis MMA of the lanes kernels. */
+static int lanes_engine(const problem *p, const device_profile *d)
+{
+    return p->dtype == CLATTN_DTYPE_BF16 && engine_is_lanes(d->engine) ? (int)d->engine : ENGINE_NONE;
+}
+
+static clattn_status choose_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,
+                                  device_choice *c)
 {
     const bool causal = p->window_right >= 0;
     const int64_t rows = causal && p->n_q <= 512 ? 32 : LANES_ROWS * LANES_VECTORS; /* enough tiles for the threads */
@@ -272,6 +279,7 @@ static clattn_status choose_lanes(const problem *p, const clattn_plan_options *o
               p->head_dim_qk, p->head_dim_v, block_q, block_kv, bytes, LANES_PRIVATE_MOST);
     c->axes[AXIS_BLOCK_Q] = (int)block_q;
     c->axes[AXIS_BLOCK_KV] = (int)block_kv;
+    c->axes[AXIS_MMA] = lanes_engine(p, d);
     c->work_group_size = 1;
     add_stage(c, "attn_fwd_lanes", div_up(p->n_q, block_q), p->batch * p->n_heads_q, 1, 0);
     return CLATTN_STATUS_SUCCESS;
@@ -414,6 +422,9 @@ static clattn_status choose_attn_fwd(const problem *p, const device_profile *d, 
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* There is an engine for attn_fwd_mma. */
+static bool has_mma(const device_profile *d) { return d->engine != ENGINE_NONE && !engine_is_lanes(d->engine); }
+
 /* attn_fwd_mma takes 16-bit elements and heads whose rows fit in registers. */
 static bool suits_mma(const problem *p)
 {
@@ -425,7 +436,7 @@ static clattn_status choose_attn_fwd_mma(const problem *p, const device_profile 
 {
     const int64_t block_q = o->block_q ? block_of(o->block_q, 0, p->n_q, 1, ROWS_MAX) : 0;
     const int64_t block_kv = o->block_kv ? block_of(o->block_kv, 0, p->n_kv, 1, ROWS_MAX) : 0;
-    const matrix_engine engine = d->engine == ENGINE_NONE ? ENGINE_EMULATED : d->engine;
+    const matrix_engine engine = has_mma(d) ? d->engine : ENGINE_EMULATED;
     clattn__tile t;
     *is_last = true;
     RETURN_IF(clattn_dtype_size(p->dtype) != 2, UNSUPPORTED, "dtype is %s; attn_fwd_mma takes f16 and bf16",
@@ -553,6 +564,7 @@ static clattn_status choose_backward_lanes(const problem *p, const device_profil
               " needs %" PRId64 " bytes of private memory; it may use %d",
               p->head_dim_qk, p->head_dim_v, block, bytes, LANES_PRIVATE_MOST);
     c->axes[AXIS_BLOCK_Q] = c->axes[AXIS_BLOCK_KV] = (int)block;
+    c->axes[AXIS_MMA] = lanes_engine(p, d);
     c->work_group_size = 1;
     return choose_backward(p, d, c);
 }
@@ -602,7 +614,7 @@ static clattn_status choose_kernel(const problem *p, const device_profile *d, co
     RETURN_IF(nth > 0, UNSUPPORTED, "%s has one variant", clattn_kernel_name(c->kernel));
     if (c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) return choose_decode_lanes(p, d, o, c);
     if (c->kernel == CLATTN_KERNEL_ATTN_DECODE) return choose_decode(p, d, o, c);
-    return c->kernel == CLATTN_KERNEL_ATTN_BWD_LANES ? choose_backward_lanes(p, d, o, c) : choose_lanes(p, o, c);
+    return c->kernel == CLATTN_KERNEL_ATTN_BWD_LANES ? choose_backward_lanes(p, d, o, c) : choose_lanes(p, d, o, c);
 }
 
 static clattn_status choose(const problem *p, const device_profile *d, const clattn_plan_options *o, int nth,
@@ -644,7 +656,7 @@ static clattn_status choose(const problem *p, const device_profile *d, const cla
     const clattn_kernel tiles = backward ? CLATTN_KERNEL_ATTN_BWD : CLATTN_KERNEL_ATTN_FWD;
     const bool auto_lanes = is_auto && clattn__plan_device_kernel(d, o->pass) == lanes;
     const bool decode = is_auto && !backward && decode_rows(p) <= DECODE_ROWS_MOST && p->n_kv >= DECODE_KEYS_LEAST;
-    const bool mma = is_auto && !backward && d->engine != ENGINE_NONE && suits_mma(p);
+    const bool mma = is_auto && !backward && has_mma(d) && suits_mma(p);
     const struct {
         clattn_kernel kernel;
         bool is_wanted;

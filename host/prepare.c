@@ -16,16 +16,18 @@ enum { USUAL_LOCAL_BYTES = 48 << 10 };
 
 static const char *last_sentence(void) { return clattn_last_error()->message; }
 
-/* AUTO chose the matrix engine, which must have passed its trial. */
+/* clattn chose the matrix engine, which must have passed its trial. */
 static bool is_engines(const device_choice *c, const clattn_plan_options *options)
 {
-    return c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && options->kernel == CLATTN_KERNEL_AUTO;
+    const bool is_asked = c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && options->kernel != CLATTN_KERNEL_AUTO;
+    return c->axes[AXIS_MMA] && !is_asked;
 }
 
 /* On with a lesser engine, from its first variant. */
 static void leave_engine(device_profile *usable, text *why, int *nth)
 {
-    text_add(why, "refused: attn_fwd_mma by %s: %.450s\n", clattn__engine_names[usable->engine], last_sentence());
+    text_add(why, "refused: %s by %s: %.450s\n", clattn_kernel_name(clattn__engine_kernel(usable->engine)),
+             clattn__engine_names[usable->engine], last_sentence());
     usable->engine = clattn__engine_below(usable->engine);
     *nth = -1;
 }
@@ -92,9 +94,11 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
     if (axes[AXIS_AHEAD])
         text_add(why, "slices of K and V are copied one ahead%s\n", axes[AXIS_AHEAD] == 2 ? ", by cp.async" : "");
     if (plan->choice.is_tuned) text_add(why, "tuned: block_q and block_kv are the tuning table's\n");
+    const bool is_tried = is_engines(&plan->choice, options);
     if (axes[AXIS_MMA])
-        text_add(why, "matrix engine: %s%s\n", clattn__engine_names[axes[AXIS_MMA]],
-                 is_engines(&plan->choice, options) ? "; its products agree with attn_fwd's" : "");
+        text_add(why, "matrix engine: %s%s%s%s\n", clattn__engine_names[axes[AXIS_MMA]],
+                 is_tried ? "; its products agree with " : "",
+                 is_tried ? clattn_kernel_name(clattn__engine_judge(usable.engine)) : "", is_tried ? "'s" : "");
     const device_cut *cut = &plan->choice.cut;
     if (cut->n_shares > 1 && !clattn__plan_in_place(&plan->problem, profile))
         text_add(why,

@@ -172,7 +172,8 @@ const clattn__tile *clattn__tile_pick(int64_t head_dim_qk, int64_t head_dim_v, i
 bool clattn__engine_is_emulated(matrix_engine engine)
 {
     return engine == ENGINE_EMULATED || engine == ENGINE_EMULATED_MFMA || engine == ENGINE_EMULATED_DPAS ||
-           engine == ENGINE_EMULATED_WMMA_GFX11 || engine == ENGINE_EMULATED_WMMA_GFX12;
+           engine == ENGINE_EMULATED_WMMA_GFX11 || engine == ENGINE_EMULATED_WMMA_GFX12 ||
+           engine == ENGINE_EMULATED_PAIRS;
 }
 
 static bool is_mfma(matrix_engine engine) { return engine == ENGINE_MFMA || engine == ENGINE_EMULATED_MFMA; }

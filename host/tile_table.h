@@ -42,10 +42,18 @@ typedef enum matrix_engine {
     ENGINE_WMMA_GFX11, /* AMD, RDNA 3 */
     ENGINE_EMULATED_WMMA_GFX12,
     ENGINE_WMMA_GFX12, /* AMD, RDNA 4 */
+    ENGINE_EMULATED_PAIRS,
+    ENGINE_VDPBF16PS, /* x86 processors with AVX512-BF16: products of bf16 pairs in the lanes kernels */
     ENGINE_COUNT
 } matrix_engine;
 
 bool clattn__engine_is_emulated(matrix_engine engine);
+
+/* It serves the lanes kernels in bf16; the others attn_fwd_mma. */
+static inline bool engine_is_lanes(matrix_engine engine)
+{
+    return engine == ENGINE_EMULATED_PAIRS || engine == ENGINE_VDPBF16PS;
+}
 
 /* The same for attn_fwd_mma, of 16-bit elements. NULL too when a head dimension is beyond MMA_HEAD_DIM_MAX. */
 enum { MMA_HEAD_DIM_MAX = 128 }; /* a warp keeps its rows of Q and O in registers */

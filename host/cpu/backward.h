@@ -50,6 +50,7 @@ typedef struct backward_job {
 } backward_job;
 
 typedef struct backward_ops {
+    const char *name; /* instruction set */
     size_t real_size;
     int (*pitch)(int dim); /* reals from one row of dq to the next */
     size_t (*work_bytes)(int head_dim_qk, int head_dim_v);

@@ -29,6 +29,7 @@ extern const backward_ops clattn__backward_ops_f32_portable, clattn__backward_op
 #ifdef CLATTN_X86
 extern const backward_ops clattn__backward_ops_f32_avx2, clattn__backward_ops_f64_avx2;
 extern const backward_ops clattn__backward_ops_f32_avx512, clattn__backward_ops_f64_avx512;
+extern const backward_ops clattn__backward_ops_bf16_avx512_bf16;
 #endif
 
 extern const decode_ops clattn__decode_ops_f32_portable, clattn__decode_ops_f64_portable;
@@ -53,13 +54,17 @@ static const host_ops *const ladder[RUNG_COUNT][3] = {
 #endif
 };
 
-static const backward_ops *const backward_ladder[RUNG_COUNT][2] = {
-    [RUNG_PORTABLE] = {&clattn__backward_ops_f32_portable, &clattn__backward_ops_f64_portable},
+static const backward_ops *const backward_ladder[RUNG_COUNT][3] = {
+    [RUNG_PORTABLE] = {&clattn__backward_ops_f64_portable, &clattn__backward_ops_f32_portable,
+                       &clattn__backward_ops_f32_portable},
 #ifdef CLATTN_X86
-    [RUNG_AVX2] = {&clattn__backward_ops_f32_avx2, &clattn__backward_ops_f64_avx2},
-    [RUNG_AVX512] = {&clattn__backward_ops_f32_avx512, &clattn__backward_ops_f64_avx512},
-    [RUNG_AVX512_BF16] = {&clattn__backward_ops_f32_avx512, &clattn__backward_ops_f64_avx512},
-    [RUNG_AMX_BF16] = {&clattn__backward_ops_f32_avx512, &clattn__backward_ops_f64_avx512},
+    [RUNG_AVX2] = {&clattn__backward_ops_f64_avx2, &clattn__backward_ops_f32_avx2, &clattn__backward_ops_f32_avx2},
+    [RUNG_AVX512] = {&clattn__backward_ops_f64_avx512, &clattn__backward_ops_f32_avx512,
+                     &clattn__backward_ops_f32_avx512},
+    [RUNG_AVX512_BF16] = {&clattn__backward_ops_f64_avx512, &clattn__backward_ops_bf16_avx512_bf16,
+                          &clattn__backward_ops_f32_avx512},
+    [RUNG_AMX_BF16] = {&clattn__backward_ops_f64_avx512, &clattn__backward_ops_f32_avx512,
+                       &clattn__backward_ops_f32_avx512},
 #endif
 };
 
@@ -132,7 +137,7 @@ static const char *const rung_names[RUNG_COUNT] = {"portable", "avx2", "avx512",
 
 /* vdpbf16ps does two multiply-adds a lane, on Intel's processors half as often as f32's are done, which need no
  * packing. */
-static bool bf16_pays(void)
+bool clattn__cpu_pairs_pay(void)
 {
 #ifdef CLATTN_X86
     unsigned a, b, c, d;
@@ -141,6 +146,8 @@ static bool bf16_pays(void)
     return true;
 #endif
 }
+
+bool clattn__cpu_has_pairs(void) { return highest_rung() >= RUNG_AVX512_BF16; }
 
 static int rung_in_use(void)
 {
@@ -151,17 +158,25 @@ static int rung_in_use(void)
     return rung;
 }
 
+/* A column of a ladder. */
+static int column_of(clattn_dtype dtype) { return dtype == CLATTN_DTYPE_F64 ? 0 : dtype == CLATTN_DTYPE_BF16 ? 1 : 2; }
+
+/* Where vdpbf16ps does not pay, the rung below, unless the user names it. */
+static int rung_that_pays(int rung)
+{
+    return rung == RUNG_AVX512_BF16 && !clattn__cpu_pairs_pay() && !getenv("CLATTN_CPU") ? RUNG_AVX512 : rung;
+}
+
 const host_ops *clattn__host_ops(clattn_dtype dtype)
 {
     int rung = rung_in_use();
     if (rung == RUNG_AMX_BF16 && dtype == CLATTN_DTYPE_BF16 && !may_use_amx()) rung = RUNG_AVX512_BF16;
-    if (rung == RUNG_AVX512_BF16 && !bf16_pays() && !getenv("CLATTN_CPU")) rung = RUNG_AVX512;
-    return ladder[rung][dtype == CLATTN_DTYPE_F64 ? 0 : dtype == CLATTN_DTYPE_BF16 ? 1 : 2];
+    return ladder[rung_that_pays(rung)][column_of(dtype)];
 }
 
 const backward_ops *clattn__backward_ops(clattn_dtype dtype)
 {
-    return backward_ladder[rung_in_use()][dtype == CLATTN_DTYPE_F64];
+    return backward_ladder[rung_that_pays(rung_in_use())][column_of(dtype)];
 }
 
 const decode_ops *clattn__decode_ops(clattn_dtype dtype)

@@ -68,6 +68,10 @@ typedef struct host_ops {
  * mask. */
 const host_ops *clattn__host_ops(clattn_dtype dtype);
 
+/* This processor has vdpbf16ps, and is faster with it. */
+bool clattn__cpu_has_pairs(void);
+bool clattn__cpu_pairs_pay(void);
+
 /* Whether two codes with bf16 products give the same numbers on small problems, but for the order of sums; false when
  * there is no memory for them. */
 bool clattn__host_ops_agree(const host_ops *a, const host_ops *b);

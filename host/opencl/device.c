@@ -162,6 +162,25 @@ static int intel_sub_group(probe *d)
     return least == 16 ? 16 : 0;
 }
 
+static void platform_name(probe *d, char *to, size_t size)
+{
+    cl_platform_id platform = NULL;
+    to[0] = 0;
+    if (!probe_get(d, CL_DEVICE_PLATFORM, sizeof platform, &platform)) return;
+    const cl_int code = clGetPlatformInfo(platform, CL_PLATFORM_NAME, size, to, NULL);
+    if (code == CL_SUCCESS) return;
+    to[0] = 0;
+    if (code != CL_INVALID_VALUE && d->failed == CL_SUCCESS) d->failed = code; /* INVALID_VALUE: a name too long */
+}
+
+/* PoCL, whose CPU devices are the processor that runs this, and whose compiler takes its instructions in asm. */
+static bool runs_in_process(probe *d)
+{
+    char name[128];
+    platform_name(d, name, sizeof name);
+    return !strcmp(name, "Portable Computing Language");
+}
+
 /* What OpenCL's core does not tell. CLATTN_MMA names the engine, one of clattn__engine_names, whatever the device
  * has. */
 static void probe_engine(probe *d, device_profile *p)
@@ -173,8 +192,11 @@ static void probe_engine(probe *d, device_profile *p)
     if (strstr(extensions, "cl_amd_device_attribute_query")) p->engine = amd_engine(d, p);
     if (strstr(extensions, "cl_intel_required_subgroup_size")) p->sub_group = intel_sub_group(d);
     if (p->sub_group && strstr(extensions, "cl_intel_subgroup_matrix_multiply_accumulate")) p->engine = ENGINE_DPAS;
+    const bool has_pairs = p->is_cpu && clattn__cpu_has_pairs() && runs_in_process(d);
+    if (has_pairs && clattn__cpu_pairs_pay()) p->engine = ENGINE_VDPBF16PS;
     for (int i = 0; forced && i < ENGINE_COUNT; i++)
         if (!strcmp(forced, clattn__engine_names[i])) p->engine = (matrix_engine)i;
+    if (p->engine == ENGINE_VDPBF16PS && !has_pairs) p->engine = ENGINE_NONE; /* it would end the process */
 }
 
 /* Fills p; *refused: "" or why clattn cannot use it. */
@@ -256,17 +278,6 @@ clattn_status clattn__device_count(int *count)
     return CLATTN_STATUS_SUCCESS;
 }
 
-static void platform_name(probe *d, char *to, size_t size)
-{
-    cl_platform_id platform = NULL;
-    to[0] = 0;
-    if (!probe_get(d, CL_DEVICE_PLATFORM, sizeof platform, &platform)) return;
-    const cl_int code = clGetPlatformInfo(platform, CL_PLATFORM_NAME, size, to, NULL);
-    if (code == CL_SUCCESS) return;
-    to[0] = 0;
-    if (code != CL_INVALID_VALUE && d->failed == CL_SUCCESS) d->failed = code; /* INVALID_VALUE: a name too long */
-}
-
 static clattn_status describe(cl_device_id id, int index, clattn_device_info *info)
 {
     device_profile p;
@@ -292,12 +303,14 @@ static clattn_status describe(cl_device_id id, int index, clattn_device_info *in
     info->max_alloc_bytes = p.max_alloc_bytes;
     info->has_fp64 = p.has_fp64;
     info->shares_host_memory = p.shares_host_memory;
-    info->matrix_engine = p.engine != ENGINE_NONE;
+    info->matrix_engine = p.engine != ENGINE_NONE && !engine_is_lanes(p.engine);
     info->usable = !*refused;
     info->kernel = *refused ? CLATTN_KERNEL_AUTO : clattn__plan_device_kernel(&p, CLATTN_PASS_FORWARD);
     snprintf(info->why, sizeof info->why, "%s",
              *refused   ? refused
-             : p.is_cpu ? "a CPU device: vectors of query rows, no barrier"
+             : p.is_cpu ? p.engine == ENGINE_VDPBF16PS
+                              ? "a CPU device: vectors of query rows, no barrier; bf16 in pairs by vdpbf16ps"
+                              : "a CPU device: vectors of query rows, no barrier"
              : p.engine != ENGINE_NONE && !clattn__engine_is_emulated(p.engine)
                  ? "K and V blocks in local memory; f16 and bf16 in its matrix engine: attn_fwd_mma"
                  : "K and V blocks in local memory");
