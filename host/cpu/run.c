@@ -157,9 +157,10 @@ static philox_block dropout_key(uint64_t seed, uint64_t offset)
 static size_t work_bytes_of(const host_plan *plan, const problem *p, int heads)
 {
     const int dim_qk = (int)p->head_dim_qk;
-    const size_t bytes = plan->kernel == CLATTN_KERNEL_HOST_DECODE
-                             ? plan->decode->work_bytes(dim_qk, heads * plan->block_q, plan->chunk)
-                             : plan->ops->work_bytes(dim_qk, (int)p->head_dim_v, plan->block_kv, p->dtype);
+    const size_t bytes =
+        plan->kernel == CLATTN_KERNEL_HOST_DECODE
+            ? plan->decode->work_bytes(dim_qk, heads * plan->block_q, plan->chunk)
+            : plan->ops->work_bytes(dim_qk, (int)p->head_dim_v, plan->block_q, plan->block_kv, p->dtype);
     return heads_bytes(heads) + whole_lines(bytes);
 }
 

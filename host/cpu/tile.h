@@ -58,7 +58,7 @@ typedef struct host_ops {
     clattn_dtype products;
     int block_q, panel_rows; /* most rows of a tile, a multiple of those of its panels */
     int block_kv;            /* keys of a kv block that suit the caches */
-    size_t (*work_bytes)(int head_dim_qk, int head_dim_v, int block_kv, clattn_dtype dtype);
+    size_t (*work_bytes)(int head_dim_qk, int head_dim_v, int block_q, int block_kv, clattn_dtype dtype);
     void (*tile_forward)(const host_tile *tile, void *work); /* work: aligned to 64 bytes */
     /* Scores of the tile's rows at a step before the softmax, natural units, to scores [n_q, n_kv] of the whole head. */
     void (*tile_scores)(const host_tile *tile, void *work, clattn_score_step step, int n_kv, float *scores);

@@ -41,7 +41,8 @@ static bool agree_on(trial *t, int n, const host_ops *const ops[2])
     for (int i = 0; i < 2; i++) {
         tile.o = t->o[i];
         tile.lse = t->lse[i];
-        if (ops[i]->block_q < n_q || ops[i]->work_bytes(dim_qk, dim_v, KEYS, tile.dtype) > WORK_BYTES) return false;
+        if (ops[i]->block_q < n_q || ops[i]->work_bytes(dim_qk, dim_v, n_q, KEYS, tile.dtype) > WORK_BYTES)
+            return false;
         ops[i]->tile_forward(&tile, t->work);
     }
     bool agree = true; /* a NaN does not */

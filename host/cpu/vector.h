@@ -174,7 +174,7 @@ INLINE void vec_transpose(vec x[LANES])
 INLINE vec vec_exp2(vec x, real unit)
 {
 #if REAL_BITS == 32
-    const real rounder = 12582912.0f + 127.0f, least = -127.0f;
+    const real least = -127.0f;
 #ifdef PRODUCTS_BF16 /* 2e-7, far below the rounding of the result to bf16 */
     static const real factor[] = {1.3264727e-3f, 9.671513e-3f, 5.5507336e-2f, 2.4022243e-1f, 6.931470e-1f, 1.0f};
 #else
@@ -183,7 +183,7 @@ INLINE vec vec_exp2(vec x, real unit)
 #endif
     enum { MANTISSA = 23 };
 #else
-    const real rounder = 6755399441055744.0 + 1023.0, least = -1023.0;
+    const real least = -1023.0;
     static const real factor[] = {/* ln(2)^k / k! */
                                   1.3691488853904128e-12, 2.5678435993488206e-11,
                                   4.4455382718708116e-10, 7.0549116208011233e-09,
@@ -194,12 +194,23 @@ INLINE vec vec_exp2(vec x, real unit)
                                   6.9314718055994531e-01, 1.0};
     enum { MANTISSA = 52 };
 #endif
+#if NAMED_BYTES == 64 && REAL_BITS == 32 /* AVX-512 takes the integer off and puts it into the exponent */
+    const __m512 y = (__m512)(unit == 1 ? x : x * unit);
+    const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vec f = unit == 1 ? x - (vec)n : vec_fma(x, vec_all(unit), -(vec)n);
+#else
+    const real rounder = (real)3 * ((real_int)1 << (MANTISSA - 1)) - least;
     x = vec_max(vec_all(least / unit), x);
     const vec t = vec_fma(x, vec_all(unit), vec_all(rounder));
     const vec f = vec_fma(x, vec_all(unit), rounder - t); /* in [-0.5, 0.5] */
+#endif
     vec p = vec_all(factor[0]);
     UNROLL_FOR (int i = 1; i < (int)(sizeof factor / sizeof factor[0]); i++) p = vec_fma(p, f, vec_all(factor[i]));
+#if NAMED_BYTES == 64 && REAL_BITS == 32
+    return (vec)_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(y, _mm512_set1_ps(least), _CMP_NLE_UQ), (__m512)p, n);
+#else
     return p * (vec)((ivec)t << MANTISSA);
+#endif
 }
 
 INLINE vec vec_abs(vec x) { return vec_select(x < 0, -x, x); }
