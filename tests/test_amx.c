@@ -2,6 +2,7 @@
  * (emulated.h), that for AMX also as it is where the processor has it. The linker puts the test's choice in the place
  * of the library's (--wrap). Loop index check * CODES + code. */
 #define _DEFAULT_SOURCE
+#include "gradients.h"
 #include "problem_numbers.h"
 
 #include <pthread.h>
@@ -9,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "cpu/backward.h"
 #include "cpu/tile.h"
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
@@ -31,6 +33,17 @@ const host_ops *__wrap_clattn__host_ops(clattn_dtype dtype);
 const host_ops *__wrap_clattn__host_ops(clattn_dtype dtype)
 {
     return in_use && dtype == CLATTN_DTYPE_BF16 ? in_use : __real_clattn__host_ops(dtype);
+}
+
+extern const backward_ops clattn__backward_ops_bf16_avx512_emulated;
+static int gradient_plans;
+const backward_ops *__wrap_clattn__backward_ops(clattn_dtype dtype);
+const backward_ops *__real_clattn__backward_ops(clattn_dtype dtype);
+const backward_ops *__wrap_clattn__backward_ops(clattn_dtype dtype)
+{
+    if (dtype != CLATTN_DTYPE_BF16) return __real_clattn__backward_ops(dtype);
+    gradient_plans++;
+    return &clattn__backward_ops_bf16_avx512_emulated;
 }
 
 /* Code `nth` of a loop index: the emulated one, then AMX itself if it is there; NULL past the last. */
@@ -388,6 +401,31 @@ START_TEST(trial)
 }
 END_TEST
 
+/* S and dP from pairs: each feature whose derivative the pairs have, and head dims that leave half a word. */
+enum { GRADIENTS = TEST_FEATURES - 1 };
+static const char *const gradient_texts[] = {"bf16 b1 hq2 hkv1 q70 kv131 d1 dv7 window=9,40",
+                                             "bf16 b1 hq2 hkv1 q70 kv131 d31 dv33 causal offset=60",
+                                             "bf16 b1 hq2 hkv2 q130 kv70 d64 dv128 scale=-0.7"};
+
+START_TEST(gradients)
+{
+    const test_backward_how as_usual = {.block = 0};
+    const bool is_feature = _i <= GRADIENTS;
+    clattn_problem p;
+    test_data *t;
+    if (is_feature) {
+        ck_assert(test_pair_problem(_i < GRADIENTS ? 1u << _i : 0, CLATTN_DTYPE_BF16, _i % 3, &p));
+        t = test_pair_data(&p, (uint64_t)_i);
+    } else {
+        t = test_data_from_text(gradient_texts[_i - GRADIENTS - 1], (uint64_t)_i);
+    }
+    gradient_plans = 0;
+    test_backward_check(t, t->text, (uint64_t)_i, &test_backward_ways[0], &as_usual);
+    ck_assert_int_gt(gradient_plans, 0);
+    test_data_free(t);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *suite = suite_create("bf16 products");
@@ -407,5 +445,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(tiles, score_function_takes_tiles, 0, CODES);
     tcase_add_loop_test(tiles, scores, 0, CODES);
     tcase_add_loop_test(tiles, trial, 0, AMX_FAULTS);
+    TCase *backward = test_case(suite, "gradients");
+    tcase_add_loop_test(backward, gradients, 0, GRADIENTS + 1 + COUNT(gradient_texts));
     return suite;
 }
