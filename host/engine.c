@@ -11,8 +11,8 @@
 #include "error.h"
 #include "half.h"
 
-/* A GQA group of two, two query tiles, kv blocks that the mask cuts and others; columns that fill no step, of the
- * head dims that have tiles of their own; a NaN in V that the last row alone sees. */
+/* A GQA group of two, two query tiles or more, kv blocks that the mask cuts and others; columns that fill no step, of the
+ * head dims that have tiles of their own; a NaN in V that the last row alone sees. The lanes kernels' has no mask. */
 enum { HEADS = 2, N_Q = 134, N_KV = 397, DIM_MOST = 72, O_SIZE = HEADS * N_Q * DIM_MOST, LSE_SIZE = HEADS * N_Q };
 
 typedef struct trial {

@@ -544,12 +544,16 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
     return CLATTN_STATUS_SUCCESS;
 }
 
+static int64_t odd_vectors(int64_t dim, int64_t lanes) { return (div_up(dim, lanes) | 1) * lanes; }
+
 /* What cl/backward_lanes.clh keeps in private memory. */
-static int64_t backward_lanes_private_bytes(const problem *p, int64_t block)
+static int64_t backward_lanes_private_bytes(const problem *p, const device_profile *d, int64_t block)
 {
     const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, lanes = 64 / real_size;
-    const int64_t qk = (div_up(p->head_dim_qk, lanes) | 1) * lanes, v = (div_up(p->head_dim_v, lanes) | 1) * lanes;
-    return (4 * qk + 3 * v + 3 * block) * block * real_size;
+    const int64_t qk = odd_vectors(p->head_dim_qk, lanes), v = odd_vectors(p->head_dim_v, lanes);
+    const int64_t pairs = odd_vectors(div_up(p->head_dim_qk, 2), lanes) + odd_vectors(div_up(p->head_dim_v, 2), lanes);
+    const int64_t turned = lanes_engine(p, d) ? 2 * pairs : qk + v; /* of pairs the rows beside it */
+    return (3 * qk + 2 * v + turned + 3 * block) * block * real_size;
 }
 
 static clattn_status choose_backward_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,
@@ -557,8 +561,8 @@ static clattn_status choose_backward_lanes(const problem *p, const device_profil
 {
     const int64_t asked = o->block_kv ? o->block_kv : o->block_q;
     int64_t block = block_of(asked, BACKWARD_LANES_BLOCK, BACKWARD_LANES_BLOCK, 16, BACKWARD_LANES_BLOCK);
-    while (block > 16 && backward_lanes_private_bytes(p, block) > LANES_PRIVATE_MOST) block -= 16;
-    const int64_t bytes = backward_lanes_private_bytes(p, block);
+    while (block > 16 && backward_lanes_private_bytes(p, d, block) > LANES_PRIVATE_MOST) block -= 16;
+    const int64_t bytes = backward_lanes_private_bytes(p, d, block);
     RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,
               "attn_bwd_lanes with head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " and tiles of %" PRId64
               " needs %" PRId64 " bytes of private memory; it may use %d",

@@ -68,7 +68,11 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
             tried = true;
             clattn__error_save(&failure);
         }
-        if (is_last && options->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && usable.engine > ENGINE_EMULATED) {
+        const bool is_refused_pairs = status == CLATTN_STATUS_BUILD_FAILED && plan->choice.axes[AXIS_MMA] &&
+                                      engine_is_lanes(usable.engine) && !plan->choice.score_source;
+        const bool is_refused_mma = is_last && options->kernel == CLATTN_KERNEL_ATTN_FWD_MMA &&
+                                    usable.engine > ENGINE_EMULATED && !engine_is_lanes(usable.engine);
+        if (is_refused_pairs || is_refused_mma) {
             leave_engine(&usable, why, &nth);
             continue;
         }

@@ -106,7 +106,8 @@ static void expect_mma(const device_choice *c, const problem *p, const device_pr
     const bool is_emulated = engine == 1 || (engine >= 4 && engine % 2 == 0);
     const int64_t exchange = is_emulated ? wg * (qk + bkv) / 16 + bq * (engine == 6 ? 4 : 1) : 1;
     const int64_t items = engine == 4 || engine == 5 ? 4 : 2; /* of a row */
-    ck_assert_msg(engine == (d->engine ? (int)d->engine : 1), "%s: MMA %d", what, engine);
+    const bool has_one = d->engine != ENGINE_NONE && !engine_is_lanes(d->engine);
+    ck_assert_msg(engine == (has_one ? (int)d->engine : 1), "%s: MMA %d", what, engine);
     ck_assert_msg(bq >= step && bq % step == 0 && bkv >= step && bkv % step == 0 && wg == items * bq, "%s", what);
     ck_assert_msg(c->local_bytes == 4 * stage + 16 * exchange + 12, "%s: %d bytes", what, (int)c->local_bytes);
     ck_assert_msg(c->local_bytes <= d->local_bytes, "%s", what);
@@ -255,6 +256,28 @@ START_TEST(engine_automatic)
     const problem p = problem_of(cases[0].text);
     ck_assert_int_eq(clattn__plan_device(&p, &d, &backward, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
     ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_BWD);
+}
+END_TEST
+
+/* The lanes kernels take pairs in bf16 where a CPU device has them; attn_fwd_mma does not. */
+START_TEST(pairs_automatic)
+{
+    static const clattn_pass passes[] = {CLATTN_PASS_FORWARD, CLATTN_PASS_BACKWARD};
+    device_choice c;
+    for (int i = 0; i < 8; i++) {
+        char line[64];
+        device_profile d = profile_of(&machines[5]);
+        clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+        const matrix_engine engine = i % 4 == 2 ? ENGINE_VDPBF16PS : ENGINE_EMULATED_PAIRS;
+        snprintf(line, sizeof line, "%s hq2 q300 kv500 d64", storages[i % 4]);
+        const problem p = problem_of(line);
+        o.pass = passes[i / 4];
+        d.engine = engine;
+        ck_assert(d.is_cpu);
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_int_eq(c.kernel, i / 4 ? CLATTN_KERNEL_ATTN_BWD_LANES : CLATTN_KERNEL_ATTN_FWD_LANES);
+        ck_assert_int_eq(c.axes[AXIS_MMA], p.dtype == CLATTN_DTYPE_BF16 ? (int)engine : ENGINE_NONE);
+    }
 }
 END_TEST
 
@@ -738,7 +761,7 @@ END_TEST
 typedef struct host_case {
     const char *text;
     int64_t block_q, block_kv;
-    int n_threads, got_q, got_kv, got_threads; /* got 0: what the instruction set has */
+    int n_threads, got_q, got_kv, got_threads; /* got 0: what the instruction set has; few tiles are a panel each */
 } host_case;
 static const host_case host_cases[] = {
     {"f32 hq1 q300 kv300 d64", 0, 0, 0, 0, -1, 6},
@@ -786,7 +809,8 @@ START_TEST(host_plan_of)
     o.n_threads = k->n_threads;
     ck_assert_int_eq(clattn__plan_host(&p, &o, 6, &h), CLATTN_STATUS_SUCCESS);
     const host_ops *ops = clattn__host_ops(p.dtype);
-    ck_assert_int_eq(h.block_q, k->got_q ? k->got_q : ops->block_q);
+    const int whole = up(p.n_q, ops->block_q) / ops->block_q < 6 ? ops->panel_rows : ops->block_q;
+    ck_assert_int_eq(h.block_q, k->got_q ? k->got_q : whole);
     ck_assert_int_eq(h.block_kv, k->got_kv > 0 ? k->got_kv : ops->block_kv < p.n_kv ? ops->block_kv : p.n_kv);
     ck_assert_int_eq(h.n_threads, k->got_threads);
     ck_assert_ptr_eq(h.ops, h.kernel == CLATTN_KERNEL_HOST_TILE ? ops : NULL);
@@ -1414,6 +1438,7 @@ Suite *test_suite(void)
     tcase_add_test(t, ptx);
 #endif
     tcase_add_test(t, engine_automatic);
+    tcase_add_test(t, pairs_automatic);
     tcase_add_loop_test(t, engine_tiles_fit, 0, N_MACHINES);
     tcase_add_loop_test(t, slices_ahead, 0, N_MACHINES);
     tcase_add_loop_test(t, lanes_has_one_variant, 0, N_MACHINES);

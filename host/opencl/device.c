@@ -173,7 +173,8 @@ static void platform_name(probe *d, char *to, size_t size)
     if (code != CL_INVALID_VALUE && d->failed == CL_SUCCESS) d->failed = code; /* INVALID_VALUE: a name too long */
 }
 
-/* PoCL, whose CPU devices are the processor that runs this, and whose compiler takes its instructions in asm. */
+/* PoCL, whose CPU devices are the processor that runs this (but for those of a PoCL server, which nothing tells apart),
+ * and whose compiler takes its instructions in asm. */
 static bool runs_in_process(probe *d)
 {
     char name[128];
@@ -308,9 +309,9 @@ static clattn_status describe(cl_device_id id, int index, clattn_device_info *in
     info->kernel = *refused ? CLATTN_KERNEL_AUTO : clattn__plan_device_kernel(&p, CLATTN_PASS_FORWARD);
     snprintf(info->why, sizeof info->why, "%s",
              *refused   ? refused
-             : p.is_cpu ? p.engine == ENGINE_VDPBF16PS
-                              ? "a CPU device: vectors of query rows, no barrier; bf16 in pairs by vdpbf16ps"
-                              : "a CPU device: vectors of query rows, no barrier"
+             : p.is_cpu ? p.engine == ENGINE_VDPBF16PS ? "a CPU device: vectors of query rows, no barrier; bf16 in "
+                                                         "pairs by vdpbf16ps, if its trial goes well"
+                                                       : "a CPU device: vectors of query rows, no barrier"
              : p.engine != ENGINE_NONE && !clattn__engine_is_emulated(p.engine)
                  ? "K and V blocks in local memory; f16 and bf16 in its matrix engine: attn_fwd_mma"
                  : "K and V blocks in local memory");
