@@ -87,7 +87,7 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     if (plan->path == CLATTN_PATH_HOST) {
         info->kernel = plan->host.kernel;
         info->instructions = plan->host.instructions;
-        if (info->kernel == CLATTN_KERNEL_HOST_TILE) info->products = plan->host.ops->products;
+        info->products = plan->host.products;
         info->block_q = plan->host.block_q;
         info->block_kv = plan->host.block_kv;
         info->n_threads = plan->host.n_threads;
@@ -95,7 +95,7 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     } else {
         info->kernel = plan->choice.kernel;
         info->tuned = plan->choice.is_tuned;
-        if (plan->pass == CLATTN_PASS_FORWARD && plan->choice.axes[AXIS_MMA]) info->products = plan->problem.dtype;
+        if (plan->choice.axes[AXIS_MMA]) info->products = plan->problem.dtype;
         info->device = plan->device_name;
         info->block_q = plan->choice.axes[AXIS_BLOCK_Q];
         info->block_kv = plan->choice.axes[AXIS_BLOCK_KV];

@@ -203,6 +203,7 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
         plan->block_q = plan->block_kv = BACKWARD_BLOCK;
         plan->chunk = 0;
         plan->instructions = clattn__backward_ops(p->dtype)->name;
+        plan->products = clattn__backward_ops(p->dtype)->products;
         return CLATTN_STATUS_SUCCESS;
     }
     plan->kernel = o->kernel == CLATTN_KERNEL_HOST_DECODE || (o->kernel == CLATTN_KERNEL_AUTO && suits_decoding(p))
@@ -221,6 +222,9 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
         plan->chunk = p->n_q * p->n_heads_q < HOST_TILE_ROWS_FEW && p->n_kv > HOST_TILE_CHUNK ? HOST_TILE_CHUNK : 0;
     }
     plan->instructions = plan->kernel == CLATTN_KERNEL_HOST_TILE ? plan->ops->name : plan->decode->name;
+    plan->products = plan->kernel == CLATTN_KERNEL_HOST_TILE ? plan->ops->products
+                     : p->dtype == CLATTN_DTYPE_F64          ? CLATTN_DTYPE_F64
+                                                             : CLATTN_DTYPE_F32;
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -552,7 +556,7 @@ static int64_t backward_lanes_private_bytes(const problem *p, const device_profi
     const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, lanes = 64 / real_size;
     const int64_t qk = odd_vectors(p->head_dim_qk, lanes), v = odd_vectors(p->head_dim_v, lanes);
     const int64_t pairs = odd_vectors(div_up(p->head_dim_qk, 2), lanes) + odd_vectors(div_up(p->head_dim_v, 2), lanes);
-    const int64_t turned = lanes_engine(p, d) ? 2 * pairs : qk + v; /* of pairs the rows beside it */
+    const int64_t turned = lanes_engine(p, d) ? 2 * pairs + (v + block) / 2 : qk + v; /* of pairs rows and P too */
     return (3 * qk + 2 * v + turned + 3 * block) * block * real_size;
 }
 

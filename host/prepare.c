@@ -141,6 +141,8 @@ static clattn_status prepare_host(clattn_plan *plan, const clattn_plan_options *
     const host_plan *h = &plan->host;
     text_add(why, "kernel %s, %s: block_q %d, block_kv %d, at most %d threads\n", clattn_kernel_name(h->kernel),
              h->instructions, h->block_q, h->block_kv, h->n_threads);
+    if (h->products == CLATTN_DTYPE_BF16)
+        text_add(why, "bf16 products: P is rounded to bf16, scores and sums are f32\n");
     if (h->kernel == CLATTN_KERNEL_HOST_BACKWARD) return CLATTN_STATUS_SUCCESS;
     if (h->kernel == CLATTN_KERNEL_HOST_DECODE) {
         text_add(why,
@@ -149,8 +151,6 @@ static clattn_status prepare_host(clattn_plan *plan, const clattn_plan_options *
                  plan->problem.gqa_group, h->chunk);
         return CLATTN_STATUS_SUCCESS;
     }
-    if (h->kernel == CLATTN_KERNEL_HOST_TILE && h->ops->products == CLATTN_DTYPE_BF16)
-        text_add(why, "bf16 products: P is rounded to bf16, scores and sums are f32\n");
     if (h->chunk)
         text_add(why, "few query tiles: the keys are split into chunks of %d, whose partials are merged\n", h->chunk);
     return CLATTN_STATUS_SUCCESS;

@@ -50,7 +50,8 @@ typedef struct backward_job {
 } backward_job;
 
 typedef struct backward_ops {
-    const char *name; /* instruction set */
+    const char *name;      /* instruction set */
+    clattn_dtype products; /* BF16: of pairs, P rounded */
     size_t real_size;
     int (*pitch)(int dim); /* reals from one row of dq to the next */
     size_t (*work_bytes)(int head_dim_qk, int head_dim_v);

@@ -12,6 +12,7 @@ typedef struct host_plan {
     const host_ops *ops;
     const decode_ops *decode;
     const char *instructions;
+    clattn_dtype products; /* what is multiplied: BF16 rounds P */
     int block_q, block_kv; /* rows of a tile, keys of a block */
     int chunk;             /* keys of an item whose partials are merged; 0: items have all keys */
     int n_threads;         /* at most */
