@@ -381,7 +381,7 @@ static void spoil_cu_decrease(clattn_problem *p, test_data *t)
     (void)p, t->cu_seqlens_kv[1] = 30, t->cu_seqlens_kv[2] = 20;
 }
 static void spoil_cu_overrun(clattn_problem *p, test_data *t) { (void)p, t->cu_seqlens_kv[2] = 41; }
-static void spoil_cu_long(clattn_problem *p, test_data *t) { (void)p, t->cu_seqlens_q[1] = 0; }
+static void spoil_cu_long(clattn_problem *p, test_data *t) { (void)p, t->cu_seqlens_q[1] = 9; }
 static void spoil_bias_absent(clattn_problem *p, test_data *t) { (void)p, free(t->bias), t->bias = NULL; }
 static void spoil_mask_absent(clattn_problem *p, test_data *t) { (void)p, free(t->mask), t->mask = NULL; }
 static void spoil_slopes_absent(clattn_problem *p, test_data *t)
@@ -410,7 +410,7 @@ static const struct {
     {spoil_cu_first, "cu_seqlens_q[0] is 1"},
     {spoil_cu_decrease, "cu_seqlens_kv decreases from 30 to 20"},
     {spoil_cu_overrun, "cu_seqlens_kv[2] is 41"},
-    {spoil_cu_long, "gives sequence 1 30 rows; the problem allows 20"},
+    {spoil_cu_long, "gives sequence 1 21 rows; the problem allows 20"},
     {spoil_bias_absent, "args.bias is absent"},
     {spoil_mask_absent, "args.mask is absent"},
     {spoil_slopes_absent, "args.alibi_slopes is absent"},
@@ -483,6 +483,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(c, score_function_that_does_not_compile, 0, 2);
     tcase_add_test(c, score_function_needs_its_side);
     tcase_add_loop_test(c, scores_at_each_step, 0, 32);
+    c = test_case(s, "refusals");
     tcase_add_loop_test(c, bad_input, 0, N_BAD);
     tcase_add_loop_test(c, copied_transfers, 0, 2);
     return s;
