@@ -551,12 +551,12 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
 static int64_t odd_vectors(int64_t dim, int64_t lanes) { return (div_up(dim, lanes) | 1) * lanes; }
 
 /* What cl/backward_lanes.clh keeps in private memory. */
-static int64_t backward_lanes_private_bytes(const problem *p, const device_profile *d, int64_t block)
+static int64_t backward_lanes_private_bytes(const problem *p, int engine, int64_t block)
 {
     const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, lanes = 64 / real_size;
     const int64_t qk = odd_vectors(p->head_dim_qk, lanes), v = odd_vectors(p->head_dim_v, lanes);
     const int64_t pairs = odd_vectors(div_up(p->head_dim_qk, 2), lanes) + odd_vectors(div_up(p->head_dim_v, 2), lanes);
-    const int64_t turned = lanes_engine(p, d) ? 2 * pairs + (v + block) / 2 : qk + v; /* of pairs rows and P too */
+    const int64_t turned = engine ? 2 * pairs + (v + block) / 2 : qk + v; /* of pairs rows and P too */
     return (3 * qk + 2 * v + turned + 3 * block) * block * real_size;
 }
 
@@ -565,14 +565,16 @@ static clattn_status choose_backward_lanes(const problem *p, const device_profil
 {
     const int64_t asked = o->block_kv ? o->block_kv : o->block_q;
     int64_t block = block_of(asked, BACKWARD_LANES_BLOCK, BACKWARD_LANES_BLOCK, 16, BACKWARD_LANES_BLOCK);
-    while (block > 16 && backward_lanes_private_bytes(p, d, block) > LANES_PRIVATE_MOST) block -= 16;
-    const int64_t bytes = backward_lanes_private_bytes(p, d, block);
+    int engine = lanes_engine(p, d);
+    if (backward_lanes_private_bytes(p, engine, 16) > LANES_PRIVATE_MOST) engine = ENGINE_NONE; /* needs less */
+    while (block > 16 && backward_lanes_private_bytes(p, engine, block) > LANES_PRIVATE_MOST) block -= 16;
+    const int64_t bytes = backward_lanes_private_bytes(p, engine, block);
     RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,
               "attn_bwd_lanes with head_dim_qk %" PRId64 ", head_dim_v %" PRId64 " and tiles of %" PRId64
               " needs %" PRId64 " bytes of private memory; it may use %d",
               p->head_dim_qk, p->head_dim_v, block, bytes, LANES_PRIVATE_MOST);
     c->axes[AXIS_BLOCK_Q] = c->axes[AXIS_BLOCK_KV] = (int)block;
-    c->axes[AXIS_MMA] = lanes_engine(p, d);
+    c->axes[AXIS_MMA] = engine;
     c->work_group_size = 1;
     return choose_backward(p, d, c);
 }
