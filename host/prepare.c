@@ -99,10 +99,13 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
         text_add(why, "slices of K and V are copied one ahead%s\n", axes[AXIS_AHEAD] == 2 ? ", by cp.async" : "");
     if (plan->choice.is_tuned) text_add(why, "tuned: block_q and block_kv are the tuning table's\n");
     const bool is_tried = is_engines(&plan->choice, options);
-    if (axes[AXIS_MMA])
+    if (axes[AXIS_MMA]) {
+        const char *dtype = clattn_dtype_name(plan->problem.dtype);
         text_add(why, "matrix engine: %s%s%s%s\n", clattn__engine_names[axes[AXIS_MMA]],
                  is_tried ? "; its products agree with " : "",
                  is_tried ? clattn_kernel_name(clattn__engine_judge(usable.engine)) : "", is_tried ? "'s" : "");
+        text_add(why, "%s products: P is rounded to %s, scores and sums are f32\n", dtype, dtype);
+    }
     const device_cut *cut = &plan->choice.cut;
     if (cut->n_shares > 1 && !clattn__plan_in_place(&plan->problem, profile))
         text_add(why,
@@ -208,8 +211,8 @@ static clattn_status prepare(clattn_plan *plan, const clattn_problem *text_of, c
             text_add(why, "path host: %s\n", last_sentence());
             FORWARD(prepare_host(plan, options, why));
         } else if (wanted == CLATTN_PATH_AUTO) {
-            text_add(why, "path device: n_q %" PRId64 " or n_kv %" PRId64 " is beyond the host's share\n",
-                     plan->problem.n_q, plan->problem.n_kv);
+            text_add(why, "path device: n_q %" PRId64 " or n_kv %" PRId64 " is above the host path's %" PRId64 "\n",
+                     plan->problem.n_q, plan->problem.n_kv, rows);
         }
     }
     if (plan->path == CLATTN_PATH_HOST)

@@ -1432,7 +1432,8 @@ START_TEST(tuning_of_the_host)
     table_of(table, CLATTN_PATH_HOST, 0, 0);
     snprintf(other, sizeof other, "%s x", table);
     for (int i = 0; i < 4; i++) {
-        static const char *const says[] = {"at most 200\n", "beyond the host's share", "beyond the host's share", ""};
+        static const char *const says[] = {"at most 200\n", "above the host path's 128", "above the host path's 128",
+                                           ""};
         clattn_plan *plan = tuned_plan(i == 0   ? table
                                        : i == 1 ? other
                                        : i == 2 ? ""
