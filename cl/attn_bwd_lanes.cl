@@ -29,14 +29,12 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_bwd_lanes(BACK
     real k_rows[BLOCK_KV * QK_PITCH], dk_rows[BLOCK_KV * QK_PITCH], dv_rows[BLOCK_KV * V_PITCH];
     vec k_turned[BLOCK_KV * WORDS_PITCH(HEAD_DIM_QK) / LANES], v_turned[BLOCK_KV * WORDS_PITCH(HEAD_DIM_V) / LANES];
     real p[BLOCK_Q * BLOCK_KV], ds[BLOCK_Q * BLOCK_KV], function[SCORE_FN ? BLOCK_Q * BLOCK_KV : 1];
-#if WORD == 1
-    real *q_words = q_rows, *d_o_words = d_o_rows, *d_o_pairs = d_o_rows, *p_words = p;
-#else
-    word q_words[BLOCK_Q * WORDS_PITCH(HEAD_DIM_QK)], d_o_words[BLOCK_Q * WORDS_PITCH(HEAD_DIM_V)];
-    word d_o_pairs[BLOCK_Q / WORD * V_PITCH], p_words[BLOCK_Q / WORD * BLOCK_KV];
-#endif
+    word q_words[PAIRS_ALONE(BLOCK_Q * WORDS_PITCH(HEAD_DIM_QK))],
+        d_o_words[PAIRS_ALONE(BLOCK_Q * WORDS_PITCH(HEAD_DIM_V))];
+    word p_words[PAIRS_ALONE(WORDS(BLOCK_Q) * BLOCK_KV)], d_o_pairs[PAIRS_ALONE(WORDS(BLOCK_Q) * V_PITCH)];
     lanes_block t = {q_rows,   d_o_rows, q_words, d_o_words, k_rows,  dk_rows,   dv_rows,
                      k_turned, v_turned, p,       ds,        p_words, d_o_pairs, function};
+    words_place(&t);
 
     for (int n = 0; n < args.gqa_group; n++) {
         const attn_place at = {batch, kv_head * args.gqa_group + n, kv_head, split};

@@ -189,6 +189,7 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
     RETURN_IF(p->score_function.source && !p->score_function.host, UNSUPPORTED,
               "score_function.host is NULL; the host path needs it");
     plan->ops = NULL;
+    plan->backward = NULL;
     plan->decode = clattn__decode_ops(p->dtype);
     plan->n_threads = o->n_threads ? o->n_threads : n_threads;
     if (o->pass == CLATTN_PASS_BACKWARD) {
@@ -202,8 +203,9 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
         plan->kernel = CLATTN_KERNEL_HOST_BACKWARD;
         plan->block_q = plan->block_kv = BACKWARD_BLOCK;
         plan->chunk = 0;
-        plan->instructions = clattn__backward_ops(p->dtype)->name;
-        plan->products = clattn__backward_ops(p->dtype)->products;
+        plan->backward = clattn__backward_ops(p->dtype);
+        plan->instructions = plan->backward->name;
+        plan->products = plan->backward->products;
         return CLATTN_STATUS_SUCCESS;
     }
     plan->kernel = o->kernel == CLATTN_KERNEL_HOST_DECODE || (o->kernel == CLATTN_KERNEL_AUTO && suits_decoding(p))
@@ -540,7 +542,7 @@ static clattn_status choose_backward(const problem *p, const device_profile *d, 
         const int64_t tiles = div_up(own.count[2], BIAS_TILE) * div_up(own.count[3], BIAS_TILE);
         const int64_t group = d->is_cpu ? 1 : small; /* its loops are vectors already */
         add_stage(c, "attn_bwd_bias", 1, div_up(own.count[0] * own.count[1] * tiles, group), group, WANTS(DBIAS))
-            ->axes &= ~(blocks | local | AXIS_BIT(SINKS));
+            ->axes &= ~(blocks | local | AXIS_BIT(MMA) | AXIS_BIT(SINKS));
     }
     if (p->has_sinks || p->alibi)
         add_stage(c, "attn_bwd_heads", 1, p->alibi == CLATTN_ALIBI_PER_BATCH_AND_HEAD ? heads_q : p->n_heads_q, small,

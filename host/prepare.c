@@ -16,6 +16,12 @@ enum { USUAL_LOCAL_BYTES = 48 << 10 };
 
 static const char *last_sentence(void) { return clattn_last_error()->message; }
 
+static void add_products(clattn_dtype dtype, text *why)
+{
+    text_add(why, "%s products: P is rounded to %s, scores and sums are f32\n", clattn_dtype_name(dtype),
+             clattn_dtype_name(dtype));
+}
+
 /* clattn chose the matrix engine, which must have passed its trial. */
 static bool is_engines(const device_choice *c, const clattn_plan_options *options)
 {
@@ -98,13 +104,12 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
     if (axes[AXIS_AHEAD])
         text_add(why, "slices of K and V are copied one ahead%s\n", axes[AXIS_AHEAD] == 2 ? ", by cp.async" : "");
     if (plan->choice.is_tuned) text_add(why, "tuned: block_q and block_kv are the tuning table's\n");
-    const bool is_tried = is_engines(&plan->choice, options);
     if (axes[AXIS_MMA]) {
-        const char *dtype = clattn_dtype_name(plan->problem.dtype);
+        const bool is_tried = is_engines(&plan->choice, options);
         text_add(why, "matrix engine: %s%s%s%s\n", clattn__engine_names[axes[AXIS_MMA]],
                  is_tried ? "; its products agree with " : "",
                  is_tried ? clattn_kernel_name(clattn__engine_judge(usable.engine)) : "", is_tried ? "'s" : "");
-        text_add(why, "%s products: P is rounded to %s, scores and sums are f32\n", dtype, dtype);
+        add_products(plan->problem.dtype, why);
     }
     const device_cut *cut = &plan->choice.cut;
     if (cut->n_shares > 1 && !clattn__plan_in_place(&plan->problem, profile))
@@ -144,8 +149,7 @@ static clattn_status prepare_host(clattn_plan *plan, const clattn_plan_options *
     const host_plan *h = &plan->host;
     text_add(why, "kernel %s, %s: block_q %d, block_kv %d, at most %d threads\n", clattn_kernel_name(h->kernel),
              h->instructions, h->block_q, h->block_kv, h->n_threads);
-    if (h->products == CLATTN_DTYPE_BF16)
-        text_add(why, "bf16 products: P is rounded to bf16, scores and sums are f32\n");
+    if (h->products == CLATTN_DTYPE_BF16) add_products(h->products, why);
     if (h->kernel == CLATTN_KERNEL_HOST_BACKWARD) return CLATTN_STATUS_SUCCESS;
     if (h->kernel == CLATTN_KERNEL_HOST_DECODE) {
         text_add(why,

@@ -332,7 +332,7 @@ clattn_status clattn__host_backward(const host_plan *plan, const problem *p, hos
                          (double)(p->n_kv / BACKWARD_BLOCK + 1);
     host_plan useful = *plan;
     if (items < useful.n_threads) useful.n_threads = (int)items;
-    backward_call c = {.plan = &useful, .p = p, .args = args, .ops = clattn__backward_ops(p->dtype)};
+    backward_call c = {.plan = &useful, .p = p, .args = args, .ops = plan->backward};
     c.dropout_key = philox((u32)args->forward.dropout_offset, (u32)(args->forward.dropout_offset >> 32), 0, 0,
                            (u32)args->forward.dropout_seed, (u32)(args->forward.dropout_seed >> 32));
     c.dq_bytes =

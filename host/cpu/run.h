@@ -3,6 +3,7 @@
 #define CLATTN_CPU_RUN_H
 
 #include "../problem.h"
+#include "backward.h"
 #include "decode.h"
 #include "threads.h"
 #include "tile.h"
@@ -11,6 +12,7 @@ typedef struct host_plan {
     clattn_kernel kernel; /* HOST_TILE, HOST_DECODE or HOST_BACKWARD */
     const host_ops *ops;
     const decode_ops *decode;
+    const backward_ops *backward;
     const char *instructions;
     clattn_dtype products; /* what is multiplied: BF16 rounds P */
     int block_q, block_kv; /* rows of a tile, keys of a block */

@@ -279,6 +279,15 @@ clattn_status clattn__device_count(int *count)
     return CLATTN_STATUS_SUCCESS;
 }
 
+static const char *kernel_reason(const device_profile *p)
+{
+    if (p->is_cpu && p->engine == ENGINE_VDPBF16PS)
+        return "a CPU device: vectors of query rows, no barrier; bf16 in pairs by vdpbf16ps, if its trial goes well";
+    if (p->is_cpu) return "a CPU device: vectors of query rows, no barrier";
+    if (p->engine == ENGINE_NONE || clattn__engine_is_emulated(p->engine)) return "K and V blocks in local memory";
+    return "K and V blocks in local memory; f16 and bf16 in its matrix engine: attn_fwd_mma";
+}
+
 static clattn_status describe(cl_device_id id, int index, clattn_device_info *info)
 {
     device_profile p;
@@ -307,14 +316,7 @@ static clattn_status describe(cl_device_id id, int index, clattn_device_info *in
     info->matrix_engine = p.engine != ENGINE_NONE && !engine_is_lanes(p.engine);
     info->usable = !*refused;
     info->kernel = *refused ? CLATTN_KERNEL_AUTO : clattn__plan_device_kernel(&p, CLATTN_PASS_FORWARD);
-    snprintf(info->why, sizeof info->why, "%s",
-             *refused   ? refused
-             : p.is_cpu ? p.engine == ENGINE_VDPBF16PS ? "a CPU device: vectors of query rows, no barrier; bf16 in "
-                                                         "pairs by vdpbf16ps, if its trial goes well"
-                                                       : "a CPU device: vectors of query rows, no barrier"
-             : p.engine != ENGINE_NONE && !clattn__engine_is_emulated(p.engine)
-                 ? "K and V blocks in local memory; f16 and bf16 in its matrix engine: attn_fwd_mma"
-                 : "K and V blocks in local memory");
+    snprintf(info->why, sizeof info->why, "%s", *refused ? refused : kernel_reason(&p));
     RETURN_IF_CL("clGetDeviceInfo", d.failed);
     return CLATTN_STATUS_SUCCESS;
 }
