@@ -638,14 +638,37 @@ void test_call_often(const clattn_plan *plan, const test_data *t)
  * A plan with bf16 products rounds P to 8 bits, by at most 2^-9 of each prob: of a row's output that is five deviations
  * of 0.4 * 2^-9 sqrt(sum P^2) times values of N(0,1), and where two keys share a row, 2^-9 times half their distance.
  * 2^-8 covers both; the greatest of a thousand million lies six deviations out, a quarter more. f16 products: 11 bits,
- * 2^-12 and 2^-11. */
+ * 2^-12 and 2^-11. And whatever the values, bf16 products err by no more than 2^-8 of the sum of P |v|, which is the
+ * reference of |V|. */
 
 typedef struct tolerance {
     double u, typical, cap, v_span, storage, probs;
     double columns, keys;
-    double walk; /* scale max |k| / sqrt(D): times |q|, the size of a row's products */
-    double tail; /* of scores' errors */
+    double walk;        /* scale max |k| / sqrt(D): times |q|, the size of a row's products */
+    double tail;        /* of scores' errors */
+    double *p_absolute; /* with bf16 products the sums of P |v|, as ref_o; else NULL */
 } tolerance;
+
+/* To be freed. */
+static double *reference_of_absolute_v(const test_data *t)
+{
+    test_data a = *t;
+    const shape v = shape_of(t, 'v');
+    const size_t heads = (size_t)(entries(&t->p) * v.heads),
+                 rows = (size_t)(entries(&t->p) * t->p.n_heads_q * rows_q(&t->p));
+    double *o = calloc(rows * (size_t)v.dim + 1, sizeof *o), *lse = calloc(rows + 1, sizeof *lse);
+    a.p.v = clattn_strides_bhsd(v.heads, v.seq, v.dim);
+    a.v = calloc(heads * (size_t)(v.seq * v.dim) + 1, v.size);
+    for (int64_t b = 0; b < entries(&t->p); b++)
+        for (int64_t h = 0; h < v.heads; h++)
+            for (int64_t i = 0; i < v.seq; i++)
+                for (int64_t d = 0; d < v.dim; d++) test_set(&a, 'v', b, h, i, d, fabs(test_get(t, 'v', b, h, i, d)));
+    const clattn_forward_args args = test_args(&a);
+    test_ok(clattn_reference_forward(&a.p, &args, o, lse));
+    free(a.v);
+    free(lse);
+    return o;
+}
 
 /* rms and largest of a tensor's finite elements. */
 static double tensor_rms(const test_data *t, char which, double *largest)
@@ -704,6 +727,7 @@ static tolerance tolerance_of(const test_data *t)
     e.v_span = fmax(1, largest_v / 5) / (1 - p->dropout); /* five deviations of N(0,1); what dropout keeps, it scales */
     e.probs = t->products == CLATTN_DTYPE_BF16 ? 0x1p-8 : t->products == CLATTN_DTYPE_F16 ? 0x1p-11 : 0;
     e.probs *= t->is_of_many ? 1.25 : 1;
+    e.p_absolute = t->products == CLATTN_DTYPE_BF16 ? reference_of_absolute_v(t) : NULL;
     e.storage = p->dtype == CLATTN_DTYPE_F16 ? 0x1p-11 : p->dtype == CLATTN_DTYPE_BF16 ? 0x1p-8 : 0;
     return e;
 }
@@ -743,10 +767,13 @@ static void compare_row(const test_data *t, const tolerance *e, const char *what
     for (int64_t d = 0; d < p->head_dim_v; d++) {
         const double got = test_get(t, 'o', b, h, i, d), ref = t->ref_o[row * p->head_dim_v + d];
         const double expected = p->dtype == CLATTN_DTYPE_F64 ? ref : decode(p->dtype, encode(p->dtype, ref));
+        const double span = fmax(e->v_span, fabs(ref)),
+                     most = e->p_absolute ? 0x1p-8 * e->p_absolute[row * p->head_dim_v + d] : INFINITY;
+        const double probs = fmin(e->probs * span, most);
         /* No row that sees no key may be near 0 only. */
         const double limit = lse == -INFINITY
                                  ? 0
-                                 : (fmin(error, cap) + e->probs) * fmax(e->v_span, fabs(ref)) +
+                                 : fmin(error, cap) * span + probs +
                                        e->storage * fmax(p->dtype == CLATTN_DTYPE_F16 ? 0x1p-14 : 0, fabs(ref));
         ck_assert_msg(same_special(got, expected) || fabs(got - ref) <= limit,
                       "%s %s: O[%" PRId64 ",%" PRId64 ",%" PRId64 ",%" PRId64
@@ -761,6 +788,7 @@ void test_compare(test_data *t, const char *what)
     for (int64_t b = 0; b < entries(&t->p); b++)
         for (int64_t h = 0; h < t->p.n_heads_q; h++)
             for (int64_t i = 0; i < rows_q(&t->p); i++) compare_row(t, &e, what, b, h, i);
+    free(e.p_absolute);
 }
 
 void test_errors(const test_data *t, double *max, double *rms)
