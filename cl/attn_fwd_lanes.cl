@@ -33,7 +33,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORW
     vec o_tile[O_COLUMNS * ROW_VECTORS]; /* [panels][HEAD_DIM_V][PANEL], unnormalised */
     vec s[S_KEYS * ROW_VECTORS];         /* [panels][S_KEYS][PANEL], scores, then probs */
     vec m[ROW_VECTORS], l[ROW_VECTORS], rescale[ROW_VECTORS];
-    word decoded[DECODED_SIZE]; /* [BLOCK_KV][HEAD_DIM] of K or V, when they are stored in 16 bits */
+    word decoded[DECODED_SIZE] __attribute__((aligned(64))); /* [BLOCK_KV][HEAD_DIM] of 16-bit K or V */
     i64 pitch;
 
     q_load(q_tile, q, args.q_row, row_first, n_q, scale);

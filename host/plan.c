@@ -26,7 +26,9 @@ enum {
     ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
     HEAD_DIM_MAX = 1 << 24,         /* and columns */
     LANES_ROWS = 16,                /* attn_fwd_lanes: rows of a vector */
-    LANES_VECTORS = 4,              /* most vectors of a tile */
+    LANES_TILE = 64,                /* its rows of a tile, ... */
+    LANES_TILE_MOST = 128,          /* ... and where K and V are decoded, for which ... */
+    LANES_TILES_FEW = 16,           /* ... more tiles than this in a batch entry keep a machine busy */
     LANES_KEY_STEP = 4,             /* kv blocks are a multiple */
     LANES_PRIVATE_BEST = 256 << 10, /* bytes of private memory that stay in a core's cache */
     LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
@@ -269,13 +271,14 @@ static int lanes_engine(const problem *p, const device_profile *d)
 static clattn_status choose_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,
                                   device_choice *c)
 {
-    const bool causal = p->window_right >= 0;
-    const int64_t rows = causal && p->n_q <= 512 ? 32 : LANES_ROWS * LANES_VECTORS; /* enough tiles for the threads */
-    int64_t block_q = block_of(o->block_q, rows, p->n_q, LANES_ROWS, LANES_ROWS * LANES_VECTORS);
+    const bool causal = p->window_right >= 0, is_short = clattn_dtype_size(p->dtype) == 2;
+    const bool many = p->n_q >= 512 && p->n_heads_q * p->n_q >= LANES_TILES_FEW * LANES_TILE_MOST;
+    const int64_t rows = is_short && many ? LANES_TILE_MOST : causal && p->n_q <= 512 ? LANES_TILE / 2 : LANES_TILE;
+    int64_t block_q = block_of(o->block_q, rows, p->n_q, LANES_ROWS, LANES_TILE_MOST);
     int64_t block_kv = block_of(o->block_kv, 128, p->n_kv, LANES_KEY_STEP, 1024);
     while (!o->block_q && block_q > LANES_ROWS &&
            lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
-        block_q -= LANES_ROWS;
+        block_q -= block_q > LANES_TILE ? 2 * LANES_ROWS : LANES_ROWS;
     while (!o->block_kv && block_kv > 16 && lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
         block_kv = (block_kv / 2 + LANES_KEY_STEP - 1) / LANES_KEY_STEP * LANES_KEY_STEP;
     const int64_t bytes = lanes_private_bytes(p, block_q / LANES_ROWS, block_kv);

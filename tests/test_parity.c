@@ -103,7 +103,7 @@ END_TEST
 
 /* ---- sequences around the block sizes */
 
-/* BLOCK_Q, BLOCK_KV. attn_fwd_lanes has at most 64 rows, so 128 becomes that. */
+/* BLOCK_Q, BLOCK_KV */
 static const int64_t blocks[][2] = {{16, 16}, {16, 128}, {32, 64}, {64, 32}, {64, 64}, {128, 16}, {128, 128}};
 
 enum { SIZES = 5 };
@@ -130,6 +130,21 @@ static const char *const tiny[] = {
 };
 
 START_TEST(tiny_sequences) { run_text(tiny[_i / TEST_WAYS], way_of(_i), 128, 128); }
+END_TEST
+
+/* attn_fwd_lanes has its vectors of rows in panels, which a window cuts one by one. */
+static const struct {
+    const char *type;
+    int rows;
+} panels[] = {{"f64", 16},  {"f64", 32}, {"f64", 48}, {"f64", 64},  {"f64", 80},  {"f64", 96}, {"f64", 112},
+              {"f64", 128}, {"f32", 80}, {"f32", 96}, {"f32", 112}, {"f32", 128}, {"f16", 96}, {"f16", 128}};
+
+START_TEST(panels_of_rows)
+{
+    char text[128];
+    snprintf(text, sizeof text, "%s b1 hq2 hkv1 q259 kv300 d24 window=70,4 offset=30", panels[_i].type);
+    run_text(text, &test_ways[1], panels[_i].rows, 64);
+}
 END_TEST
 
 /* The host takes any size up to its tile, and blocks of one key; test_plan checks that it says so. */
@@ -588,6 +603,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(sizes, sizes_around_blocks, 0, COUNT(blocks) * SIZES * TEST_WAYS);
     tcase_add_loop_test(sizes, tiny_sequences, 0, COUNT(tiny) * TEST_WAYS);
     tcase_add_loop_test(sizes, odd_blocks_on_host, 0, COUNT(odd_blocks));
+    tcase_add_loop_test(sizes, panels_of_rows, 0, COUNT(panels));
     tcase_add_loop_test(sizes, odd_blocks_on_device, 0, 2);
     tcase_add_loop_test(sizes, queries_1_to_32, 0, 32 * TEST_WAYS);
     tcase_add_loop_test(sizes, automatic_blocks, 0, COUNT(long_sequences) * TEST_WAYS);
