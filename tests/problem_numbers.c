@@ -55,12 +55,14 @@ numbers numbers_make(uint64_t seed, uint64_t i, bool device)
     p.n[DROPOUT] = rarely(&v, 6, 2);
     p.n[VARLEN] = rarely(&v, 8, 1);
     const bool windows = numbers_below(&v, 2);
-    p.n[BLOCK_Q] = device ? 16 << numbers_below(&v, 3) : rarely(&s, 3, 70);
+    p.n[BLOCK_Q] = device ? 16 << numbers_below(&v, 4) : rarely(&s, 3, 70);
     p.n[BLOCK_KV] = device ? 16 << numbers_below(&v, 3) : rarely(&s, 3, 300);
     p.n[BATCH] = size_of(&s, 4);
     p.n[HEADS_KV] = size_of(&s, 6);
     p.n[GROUP] = rarely(&s, 2, 5);
     p.n[N_Q] = p.n[WAY] == 1 || p.n[WAY] == 4 || p.n[WAY] == 5 ? size_of(&s, 24) : size_of(&s, 200);
+    if (device && p.n[N_Q] >= 24 && numbers_below(&s, 2))
+        p.n[N_Q] = numbers_below(&s, 3 * p.n[BLOCK_Q]); /* some tiles */
     p.n[N_KV] = size_of(&s, numbers_below(&s, 12) ? 300 : 2500);
     p.n[LEFT] = windows ? rarely(&s, 2, 60) : 0;
     p.n[RIGHT] =
@@ -123,6 +125,14 @@ void numbers_text(const numbers *p, char *to, size_t size)
              : n[DROPOUT] == 2 ? " dropout=0.9:seed=6"
                                : "",
              n[BSHD] ? " bshd" : "");
+}
+
+bool numbers_make_sense(const numbers *p)
+{
+    char text[700];
+    clattn_problem made;
+    numbers_text(p, text, sizeof text);
+    return clattn_problem_from_text(text, &made) == CLATTN_STATUS_SUCCESS;
 }
 
 void numbers_print(const numbers *p)
@@ -197,6 +207,11 @@ void numbers_run(const numbers *n, bool is_of_many)
     test_ok(clattn_problem_from_text(text, &p));
     if (n->n[SEED] % 5 == 4 && !p.varlen) /* LSE with a gap after each number */
         p.lse = (clattn_strides){2 * p.n_heads_q * p.n_q, 2 * p.n_q, 2};
+    if (n->n[SEED] % 5 == 3 && !n->n[BACKWARD]) /* bias and mask too */
+        for (int i = 0; i < 2; i++) {
+            clattn_score_strides *s = i ? &p.mask.strides : &p.bias.strides;
+            *s = (clattn_score_strides){2 * s->batch, 2 * s->head, 2 * s->q, 2 * s->kv};
+        }
     test_data *t = test_data_make(&p, (uint64_t)n->n[SEED]);
     test_ok(clattn_problem_text_args(text, &t->dropout_seed, t->cu_seqlens_q, t->cu_seqlens_kv));
     const test_way *way = &ways[n->n[WAY]];

@@ -52,6 +52,9 @@ numbers numbers_make(uint64_t seed, uint64_t i, bool device);
 /* As problem text. */
 void numbers_text(const numbers *p, char *to, size_t size);
 
+/* Whether its text is a problem's: of fewer keys than its kv_length it is none. */
+bool numbers_make_sense(const numbers *p);
+
 /* One line: the text, the way, and the list. */
 void numbers_print(const numbers *p);
 

@@ -79,7 +79,7 @@ static void shrink(void)
                 shared->one = before;
                 if (tries[k] >= n || tries[k] < 0) continue;
                 shared->one.n[i] = tries[k];
-                if (!child_runs(false)) {
+                if (numbers_make_sense(&shared->one) && !child_runs(false)) {
                     smaller = true;
                     break;
                 }

@@ -363,6 +363,21 @@ START_TEST(nan_derivative_unseen)
 }
 END_TEST
 
+/* A row that sees nothing, where the sink of one head is no logit at all, and LSE has a gap after each number. */
+START_TEST(rows_without_lse)
+{
+    const test_way *way = &test_backward_ways[_i];
+    clattn_problem p;
+    test_ok(clattn_problem_from_text("f32 b1 hq2 hkv1 q70 kv80 d32 causal offset=-5 sinks", &p));
+    p.lse = (clattn_strides){4 * p.n_q, 2 * p.n_q, 2};
+    if (!test_way_context(way, p.dtype)) return;
+    test_data *t = test_data_make(&p, 3);
+    t->sinks[0] = -INFINITY;
+    test_backward_check(t, way->name, 4, way, &as_usual);
+    test_data_free(t);
+}
+END_TEST
+
 /* A row that a bias of -infinity, or a Q of -infinity, hides all from: 0 whatever its dO is. A key of weight 0 in an infinite
  * K, which rows that are not there must not see either. */
 START_TEST(nan_without_probs)
@@ -557,6 +572,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, nan_unseen, 0, 4 * TEST_WAYS);
     tcase_add_loop_test(t, nan_derivative_unseen, 0, 2 * TEST_WAYS);
     tcase_add_loop_test(t, nan_without_probs, 0, 3 * TEST_WAYS);
+    tcase_add_loop_test(t, rows_without_lse, 0, TEST_WAYS);
     t = test_case(s, "bits");
     tcase_add_loop_test(t, alone_and_in_a_batch, 0, 2 * TEST_WAYS);
     t = test_case(s, "refusals");

@@ -1269,6 +1269,29 @@ START_TEST(bytes_at_a_time)
 }
 END_TEST
 
+/* Of two shares each of two devices runs one: together they ask about twice as much of OpenCL as one device that runs all
+ * at once, not three times. */
+START_TEST(each_share_once)
+{
+    subject s = {.text = "f32 b1 hq2 hkv2 q64 kv64 d32", .kernel = LANES, .make = make_plan, .call = call_forward};
+    long calls[2];
+    layer();
+    for (int i = 0; i < 2; i++) {
+        s.copy = i ? -1 : 1;
+        world w = {.s = &s};
+        make_plan(&w);
+        for (int n = 0; n < 2; n++) { /* the second call finds all that is made once */
+            layer()->arm(0, 0);
+            test_ok(call_once(&w));
+            calls[i] = layer()->counts().calls;
+        }
+        unmake(&w);
+    }
+    ck_assert_int_gt(calls[0], 0);
+    ck_assert_int_lt(calls[1], 3 * calls[0]);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *suite = suite_create("faults");
@@ -1276,6 +1299,7 @@ Suite *test_suite(void)
     if (has_two_devices) {
         setenv("POCL_DEVICES", "pthread pthread", 0);
         tcase_add_loop_test(test_case(suite, "two devices"), failures, 0, N_SUBJECTS_OF_TWO * INJECTORS);
+        tcase_add_test(test_case(suite, "shares"), each_share_once);
         return suite;
     }
     TCase *rig = test_case(suite, "the rig itself");
