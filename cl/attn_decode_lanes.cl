@@ -34,7 +34,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_decode_lanes(F
                 decode_row_of(&args, at, &entry, min(r0 + r, rows - 1), bias, mask, alibi_slopes, score_data, softcap);
         if (n > 0) {
             q_load(q_rows, &args, at, &entry, q, row, scale);
-            scores(s, q_rows, k + first * args.k_row, args.k_row, n);
+            scores(s, q_rows, k + first * args.k_row, args.k_row, n, rows - r0 <= BLOCK_Q);
             score(s, row, first, n);
             const int masked = mask_hidden(s, band, row, first, n);
             softmax(s, row, n);

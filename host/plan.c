@@ -26,11 +26,12 @@ enum {
     ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
     HEAD_DIM_MAX = 1 << 24,         /* and columns */
     LANES_ROWS = 16,                /* attn_fwd_lanes: rows of a vector */
-    LANES_TILE = 64,                /* its rows of a tile, ... */
-    LANES_TILE_MOST = 128,          /* ... and where K and V are decoded, for which ... */
-    LANES_TILES_FEW = 16,           /* ... more tiles than this in a batch entry keep a machine busy */
+    LANES_TILE = 64,                /* its rows of a tile; half of them where causal rows are fewer than ... */
+    LANES_ROWS_MANY = 512,          /* ... this, for tiles enough for the threads; from here on, where ... */
+    LANES_TILES_MANY = 32,          /* ... a batch entry has as many, of 16 bits, ... */
+    LANES_TILE_MOST = 128,          /* ... these, for which K and V are decoded once */
     LANES_KEY_STEP = 4,             /* kv blocks are a multiple */
-    LANES_PRIVATE_BEST = 256 << 10, /* bytes of private memory that stay in a core's cache */
+    LANES_PRIVATE_BEST = 260 << 10, /* bytes of private memory that stay in a core's cache */
     LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
     DECODE_ROWS = 4,                /* attn_decode_lanes: rows of a pass over a chunk */
     DECODE_ROWS_MOST = 16,          /* AUTO: rows that share a kv head */
@@ -259,7 +260,8 @@ static int64_t lanes_private_bytes(const problem *p, int64_t vectors, int64_t bl
     const bool is_short = clattn_dtype_size(p->dtype) == 2;
     const int64_t decoded = is_short ? block_kv * (qk > v ? qk : v) * 4 : 0;
     const int64_t vector_bytes = LANES_ROWS * (p->dtype == CLATTN_DTYPE_F64 ? 8 : 4);
-    return (qk + v + block_kv) * vectors * vector_bytes + decoded;
+    const int64_t others = 5; /* two keys more, m, l and rescale */
+    return (qk + v + block_kv + others) * vectors * vector_bytes + decoded;
 }
 
 /* The axis MMA of the lanes kernels. */
@@ -268,13 +270,22 @@ static int lanes_engine(const problem *p, const device_profile *d)
     return p->dtype == CLATTN_DTYPE_BF16 && engine_is_lanes(d->engine) ? (int)d->engine : ENGINE_NONE;
 }
 
+/* Rows of a tile. Of the largest not more than a sixteenth are rows that the problem does not have. */
+static int64_t lanes_rows(const problem *p)
+{
+    const int64_t tiles = div_up(p->n_q, LANES_TILE_MOST), more = tiles * LANES_TILE_MOST - p->n_q;
+    if (p->n_q < LANES_ROWS_MANY) return p->window_right >= 0 ? LANES_TILE / 2 : LANES_TILE;
+    return clattn_dtype_size(p->dtype) == 2 && tiles * p->n_heads_q >= LANES_TILES_MANY && more <= p->n_q / 16
+               ? LANES_TILE_MOST
+               : LANES_TILE;
+}
+
 static clattn_status choose_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,
                                   device_choice *c)
 {
-    const bool causal = p->window_right >= 0, is_short = clattn_dtype_size(p->dtype) == 2;
-    const bool many = p->n_q >= 512 && p->n_heads_q * p->n_q >= LANES_TILES_FEW * LANES_TILE_MOST;
-    const int64_t rows = is_short && many ? LANES_TILE_MOST : causal && p->n_q <= 512 ? LANES_TILE / 2 : LANES_TILE;
-    int64_t block_q = block_of(o->block_q, rows, p->n_q, LANES_ROWS, LANES_TILE_MOST);
+    const int64_t asked = o->block_q < p->n_q ? o->block_q : p->n_q;
+    const int64_t step = asked > LANES_TILE ? 2 * LANES_ROWS : LANES_ROWS; /* whole panels of vectors */
+    int64_t block_q = block_of(o->block_q, lanes_rows(p), p->n_q, step, LANES_TILE_MOST);
     int64_t block_kv = block_of(o->block_kv, 128, p->n_kv, LANES_KEY_STEP, 1024);
     while (!o->block_q && block_q > LANES_ROWS &&
            lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)

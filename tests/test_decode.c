@@ -34,6 +34,8 @@ static const char *const problems[] = {
     "f16 hq4 hkv1 d64 causal alibi varlen=1,2:300,700",
     "f64 b1 hq2 hkv1 q2 kv300 d24 softcap=3 sinks bias mask dropout=0.1:seed=3",
     "bf16 b1 hq2 hkv1 q20 kv300 d32 window=9,0 offset=280 sinks",
+    "f32 b1 hq4 hkv1 q1 kv300 d144 dv272",
+    "f64 b1 hq7 hkv1 q1 kv300 d136",
 };
 enum { N_PROBLEMS = sizeof problems / sizeof *problems, N_CHUNKS = 3, N_WAYS_OF_CHUNKS = 2 };
 static const int64_t chunks[N_CHUNKS] = {0, 16, 240};
@@ -84,9 +86,10 @@ END_TEST
 
 START_TEST(hidden_rows)
 {
-    static const char *const texts[] = {"f32 b1 hq2 hkv1 q3 kv600 d64 kvlen=550",
-                                        "f32 b1 hq2 hkv1 q3 kv600 d64 causal offset=400",
-                                        "f16 b1 hq2 hkv1 q3 kv600 d64 window=20,0 offset=400"};
+    static const char *const texts[] = {
+        "f32 b1 hq2 hkv1 q3 kv600 d64 kvlen=550", "f32 b1 hq2 hkv1 q3 kv600 d64 causal offset=400",
+        "f16 b1 hq2 hkv1 q3 kv600 d64 window=20,0 offset=400", "f32 b1 hq1 hkv1 q3 kv600 d160 window=20,0 offset=400",
+        "f64 b1 hq1 hkv1 q3 kv600 d72 causal offset=400"};
     const int which = _i / N_WAYS;
     test_data *t = test_data_from_text(texts[which], 7);
     if (!test_way_context(&ways[_i % N_WAYS], t->p.dtype)) return;
@@ -216,7 +219,7 @@ Suite *test_suite(void)
     TCase *t = test_case(s, "right");
     tcase_add_loop_test(t, right, 0, N_PROBLEMS * N_CHUNKS * N_WAYS_OF_CHUNKS);
     tcase_add_loop_test(t, split_tile_right, 0, N_SPLIT_TILES);
-    tcase_add_loop_test(t, hidden_rows, 0, 3 * N_WAYS);
+    tcase_add_loop_test(t, hidden_rows, 0, 5 * N_WAYS);
     tcase_add_loop_test(t, hidden_by_bias, 0, N_WAYS);
     t = test_case(s, "attn_decode");
     tcase_add_loop_test(t, right_on_gpus, 0, N_PROBLEMS);

@@ -1269,8 +1269,8 @@ START_TEST(bytes_at_a_time)
 }
 END_TEST
 
-/* Of two shares each of two devices runs one: together they ask about twice as much of OpenCL as one device that runs all
- * at once, not three times. */
+/* Of two shares each of two devices runs one: together they ask about twice as much of OpenCL as one device that runs
+ * all at once, not three times. */
 START_TEST(each_share_once)
 {
     subject s = {.text = "f32 b1 hq2 hkv2 q64 kv64 d32", .kernel = LANES, .make = make_plan, .call = call_forward};

@@ -405,19 +405,23 @@ static const lanes_case lanes_cases[] = {
     {"f32 hq1 q300 kv300 d64", 1, 1, 16, 4},
     {"f32 hq1 q300 kv300 d64", 17, 5, 32, 8},
     {"f32 hq1 q300 kv300 d64", 64, 128, 64, 128},
+    {"f32 hq1 q300 kv300 d64", 65, 100, 96, 100},
     {"f32 hq1 q300 kv300 d64", 1000, 100, 128, 100},
     {"f32 hq1 q9 kv9 d64", 0, 0, 16, 12},
     {"f32 hq1 q1 kv1 d64", 0, 0, 16, 4},
     {"f32 hq1 q0 kv0 d64", 0, 0, 16, 4},
     {"f32 hq1 q20 kv300 d32", 0, 0, 32, 128},
     {"f32 hq1 q513 kv600 d32", 0, 0, 64, 128},
-    {"f32 hq9 q600 kv600 d64 causal", 0, 0, 64, 128},
-    {"f64 hq9 q600 kv600 d64", 0, 0, 64, 128},
-    {"f16 hq4 q512 kv600 d64", 0, 0, 128, 128}, /* K and V decoded for twice the rows, */
-    {"bf16 hq4 q512 kv600 d64 causal", 0, 0, 128, 128},
-    {"b9 f16 hq4 q511 kv600 d64", 0, 0, 64, 128}, /* unless threads would be idle */
-    {"b9 f16 hq3 q512 kv600 d64", 0, 0, 64, 128},
-    {"bf16 hq9 q512 kv600 d128", 0, 0, 128, 128}, /* in 256 KiB */
+    {"f32 hq9 q511 kv600 d64 causal", 0, 0, 32, 128},
+    {"f32 hq9 q512 kv600 d64 causal", 0, 0, 64, 128},
+    {"f64 hq9 q512 kv600 d64", 0, 0, 64, 128},
+    {"f16 hq8 q512 kv600 d64", 0, 0, 128, 128}, /* K and V decoded for twice the rows, */
+    {"bf16 hq8 q512 kv600 d64 causal", 0, 0, 128, 128},
+    {"b9 f16 hq9 q511 kv600 d64", 0, 0, 64, 128},
+    {"b9 f16 hq7 q512 kv600 d64", 0, 0, 64, 128}, /* unless threads would be idle, */
+    {"f16 hq9 q961 kv600 d64", 0, 0, 64, 128},    /* or a tile nearly empty, */
+    {"f16 hq9 q964 kv600 d64", 0, 0, 128, 128},
+    {"bf16 hq9 q512 kv600 d128", 0, 0, 128, 128}, /* in 260 KiB */
     {"bf16 hq9 q512 kv600 d160", 0, 0, 96, 128},
     {"bf16 hq9 q512 kv600 d256", 0, 0, 48, 128},
 };
