@@ -269,8 +269,8 @@ static const char *const ahead[] = {
     "f32 b1 hq1 hkv1 q131 kv257 d128 causal offset=100",
     "f32 b1 hq2 hkv1 q70 kv300 d80 dv17 mask=1,h,q,kv",
     "f32 b2 hq2 hkv2 q70 kv150 d5 kvlen=61",
-    "f32 hq4 hkv2 d64 dv40 varlen=3,5,0,17:30,5,0,90 causal offset=12 window=40,0 softcap=3 alibi bias=b,h,q,kv:f16 "
-    "mask=1,h,q,kv sinks dropout=0.1:seed=7",
+    ("f32 hq4 hkv2 d64 dv40 varlen=3,5,0,17:30,5,0,90 causal offset=12 window=40,0 softcap=3 alibi bias=b,h,q,kv:f16 "
+     "mask=1,h,q,kv sinks dropout=0.1:seed=7"),
     "f32 b1 hq2 hkv2 q70 kv150 d40 window=9,5 offset=20",
 };
 
