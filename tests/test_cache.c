@@ -83,7 +83,7 @@ static clattn_context *child_context_of_all(void)
     cl_device_id devices[8];
     cl_uint n = 0;
     cl_int code;
-    clattn_context *c;
+    clattn_context *c = NULL;
     clattn_context_options o;
     child_options(&o);
     if (clGetPlatformIDs(1, &platform, NULL) || clGetDeviceIDs(platform, CL_DEVICE_TYPE_ALL, 8, devices, &n) || n < 2)
@@ -97,7 +97,7 @@ static clattn_context *child_context_of_all(void)
 static clattn_plan *child_plan(clattn_context *c)
 {
     clattn_problem p;
-    clattn_plan *plan;
+    clattn_plan *plan = NULL;
     clattn_plan_options o;
     const char *text = getenv("CLATTN_TEST_PROBLEM");
     clattn_plan_options_init(&o);
@@ -179,7 +179,7 @@ static void child_refuse(clattn_context *c, const char *path)
     static unsigned char data[2 * ROOM];
     const size_t n = slurp(path, data);
     clattn_problem p;
-    clattn_plan *plan;
+    clattn_plan *plan = NULL;
     size_t needed = 5;
     child_refused(c, NULL, n);
     for (size_t cut = 1; cut < n; cut += cut < 64 || cut >= n - 64 ? 1 : 4099) child_refused(c, data, cut);
