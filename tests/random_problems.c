@@ -57,6 +57,7 @@ static bool child_runs(bool loud)
         TestResult **results = srunner_failures(runner);
         const int failed = srunner_ntests_failed(runner);
         if (failed && loud) printf("%s\n", tr_msg(results[0]));
+        free(results);
         fflush(stdout);
         _exit(failed);
     }
