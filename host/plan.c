@@ -280,16 +280,18 @@ static int64_t lanes_rows(const problem *p)
                : LANES_TILE;
 }
 
+/* Larger tiles are whole panels of vectors. */
+static int64_t lanes_step(int64_t rows) { return rows > LANES_TILE ? 2 * LANES_ROWS : LANES_ROWS; }
+
 static clattn_status choose_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,
                                   device_choice *c)
 {
     const int64_t asked = o->block_q < p->n_q ? o->block_q : p->n_q;
-    const int64_t step = asked > LANES_TILE ? 2 * LANES_ROWS : LANES_ROWS; /* whole panels of vectors */
-    int64_t block_q = block_of(o->block_q, lanes_rows(p), p->n_q, step, LANES_TILE_MOST);
+    int64_t block_q = block_of(o->block_q, lanes_rows(p), p->n_q, lanes_step(asked), LANES_TILE_MOST);
     int64_t block_kv = block_of(o->block_kv, 128, p->n_kv, LANES_KEY_STEP, 1024);
     while (!o->block_q && block_q > LANES_ROWS &&
            lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
-        block_q -= block_q > LANES_TILE ? 2 * LANES_ROWS : LANES_ROWS;
+        block_q -= lanes_step(block_q);
     while (!o->block_kv && block_kv > 16 && lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
         block_kv = (block_kv / 2 + LANES_KEY_STEP - 1) / LANES_KEY_STEP * LANES_KEY_STEP;
     const int64_t bytes = lanes_private_bytes(p, block_q / LANES_ROWS, block_kv);

@@ -88,7 +88,8 @@ static void plan_device(const problem *p, const clattn_plan_options *options, in
     bool is_last = false;
     for (int nth = 0; !is_last; nth++) {
         device_choice c;
-        if (nth > 130) abort(); /* 15 pairs of sizes down to 16 x 16, 7 tiles for each, and other kernels */
+        if (nth >= 15 * 7 + 5)
+            abort(); /* 7 tiles for each of 15 pairs of sizes down to 16 x 16, a table's, and 4 kernels */
         if (clattn__plan_device(p, &device, options, nth, &c, &is_last) != CLATTN_STATUS_SUCCESS) continue;
         if (c.work_group_size < 1 || c.axes[AXIS_BLOCK_Q] < 1 || c.axes[AXIS_BLOCK_KV] < 1) abort();
         if (c.kernel == CLATTN_KERNEL_ATTN_FWD &&
