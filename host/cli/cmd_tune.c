@@ -90,6 +90,25 @@ static void watch_interrupt(void)
     if (!sigaction(SIGINT, NULL, &before) && before.sa_handler != SIG_IGN) sigaction(SIGINT, &now, NULL);
 }
 
+/* ---- lines */
+
+/* Lines of one kind that speak of the same; old has n bytes. */
+static bool replaces(const char *line, const char *old, size_t n)
+{
+    const char *a = strchr(line, '|'), *b = memchr(old, '|', n);
+    const size_t left = b ? n - (size_t)(b - old) : 0;
+    return a && b && *line == *old && strlen(a) == left && !memcmp(a, b, left);
+}
+
+/* A line found later goes before one that speaks of the same. */
+static void keep_line(tuner *t, const char *line)
+{
+    int at = 0;
+    while (at < t->n_lines && !replaces(line, t->lines[at], strlen(t->lines[at]))) at++;
+    snprintf(t->lines[at], sizeof t->lines[at], "%s", line);
+    if (at == t->n_lines) t->n_lines++;
+}
+
 /* ---- contests */
 
 static void tick(contest *c)
@@ -266,7 +285,9 @@ static int tune_sizes(tuner *t, const char *text, double end)
     progress_stop(&c.bar);
     if (!code && !stopped && c.n > 1 && !clattn_plan_get_tuning(best->plan, line, sizeof line)) {
         const char *about = best == shipped ? strchr(line, '|') : NULL; /* no sizes: whatever clattn ships */
-        snprintf(t->lines[t->n_lines++], sizeof t->lines[0], "%s%s", about ? "tile 0 0 " : "", about ? about : line);
+        char kept[LINE_SIZE + 16];
+        snprintf(kept, sizeof kept, "%s%s", about ? "tile 0 0 " : "", about ? about : line);
+        keep_line(t, kept);
         printf("%-42s  %-14s  %3" PRId64 " x %-3" PRId64 "  %8s  %3" PRId64 " x %-3" PRId64 "  %8s  %5.2f  of %d\n",
                text, clattn_kernel_name(best->info.kernel), shipped->info.block_q, shipped->info.block_kv,
                cli_time_text(shipped->median).text, best->info.block_q, best->info.block_kv,
@@ -315,7 +336,7 @@ static int tune_host(tuner *t)
         if (!stopped && (!rows || ratio * margin >= 1)) memcpy(line, tried, sizeof line);
     }
     if (code || !*line) return code;
-    memcpy(t->lines[t->n_lines++], line, sizeof line);
+    keep_line(t, line);
     printf("AUTO takes the host for up to %.*s queries and keys, with host pointers\n", (int)strcspn(line + 5, " "),
            line + 5);
     return CLI_OK;
@@ -338,14 +359,6 @@ static int table_read(const char *path, char old[TABLE_MOST + 2])
     if (n && (strncmp(old, first_line, line) != 0 || old[line + strspn(old + line, " \t\r")] > '\n'))
         return cli_fail(CLI_USAGE, "%s: it is there, and no tuning table", path);
     return CLI_OK;
-}
-
-/* Lines of one kind that speak of the same; old has n bytes. */
-static bool replaces(const char *line, const char *old, size_t n)
-{
-    const char *a = strchr(line, '|'), *b = memchr(old, '|', n);
-    const size_t left = b ? n - (size_t)(b - old) : 0;
-    return a && b && *line == *old && strlen(a) == left && !memcmp(a, b, left);
 }
 
 static int write_table(const tuner *t, const char *old, FILE *to)
