@@ -42,7 +42,6 @@ WG_KERNEL void attn_decode(FORWARD_PARAMETERS, __global real *restrict partials)
         row_state_init(&state, -INFINITY, col);
         if (n > 0) {
             q_load(q_tile, &args, at, &entry, q, r0, rows, lid);
-            barrier(CLK_LOCAL_MEM_FENCE);
             scores((__local real *)s_tile, q_tile, sums, k, args.k_row, n, lid);
 
             real s[TILE_M][TILE_N], rescale[TILE_M];

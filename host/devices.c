@@ -50,11 +50,14 @@ void clattn__devices_limit(const clattn_context *c, device_profile *profile)
 }
 
 /* Whether the plan's cut is one of the part's kernel too: rows are cut between its tiles, the rows of a GQA group are
- * parted only where it does not work on them as one, and its work space is no more than was counted. */
+ * parted only where it does not work on them as one, keys between its chunks, of which it leaves the same partials, and
+ * its work space is no more than was counted. */
 static bool suits(const clattn_plan *plan, const clattn_plan *part)
 {
     const device_choice *mine = &plan->choice, *its = &part->choice;
+    const bool same_partials = mine->kernel == its->kernel && mine->axes[AXIS_BLOCK_KV] == its->axes[AXIS_BLOCK_KV];
     return (mine->cut.rows == plan->problem.n_q || mine->cut.rows % its->axes[AXIS_BLOCK_Q] == 0) &&
+           (mine->cut.keys == plan->problem.n_kv || same_partials) &&
            choice_splits_keys(mine) == choice_splits_keys(its) && its->workspace_bytes <= mine->workspace_bytes;
 }
 
@@ -141,17 +144,37 @@ static clattn_status status_of(const part_run *runs, int n)
     return failed->status;
 }
 
+/* Keys that are cut leave partials, which the first device merges. */
+static clattn_status merge_partials(const clattn_plan *plan, const clattn_forward_args *args, char *partials)
+{
+    const problem *p = &plan->problem;
+    device_cut whole = plan->choice.cut;
+    whole.n_shares = whole.n_sets = 1;
+    whole.entries = p->batch;
+    whole.heads = p->n_heads_q;
+    whole.rows = p->n_q;
+    whole.keys = p->n_kv;
+    const device_shares all = {&whole, 0, 1, partials};
+    return clattn__device_run(plan->device_plan, p, args, NULL, true, &all);
+}
+
 clattn_status clattn__devices_run(const clattn_plan *plan, const clattn_forward_args *args)
 {
     const int n = 1 + plan->n_parts;
     const device_cut *cut = &plan->choice.cut;
+    const bool cuts_keys = cut->keys < plan->problem.n_kv;
     part_run *runs = calloc((size_t)n, sizeof *runs);
-    RETURN_IF(!runs, OUT_OF_HOST_MEMORY, "no room for %d devices' parts of a call", n);
+    char *partials = cuts_keys ? malloc((size_t)plan->choice.workspace_bytes) : NULL;
+    if (!runs || (cuts_keys && !partials)) {
+        free(runs);
+        free(partials);
+        return clattn__fail(CLATTN_STATUS_OUT_OF_HOST_MEMORY, 0, "no room for %d devices' parts of a call", n);
+    }
     for (int i = 0; i < n; i++) {
         runs[i].plan = i ? plan->parts[i - 1] : plan;
         runs[i].p = &plan->problem;
         runs[i].args = args;
-        runs[i].shares = (device_shares){cut, cut->n_shares * i / n, cut->n_shares * (i + 1) / n};
+        runs[i].shares = (device_shares){cut, cut->n_shares * i / n, cut->n_shares * (i + 1) / n, partials};
     }
     sigset_t all, before; /* those of the app take its signals */
     sigfillset(&all);
@@ -162,7 +185,9 @@ clattn_status clattn__devices_run(const clattn_plan *plan, const clattn_forward_
         if (!runs[i].has_thread) part_run_all(&runs[i]);
     for (int i = 0; i < n; i++)
         if (runs[i].has_thread) pthread_join(runs[i].thread, NULL);
-    const clattn_status status = status_of(runs, n);
+    clattn_status status = status_of(runs, n);
+    if (status == CLATTN_STATUS_SUCCESS && cuts_keys) status = merge_partials(plan, args, partials);
+    free(partials);
     free(runs);
     return status;
 }

@@ -44,7 +44,7 @@ typedef struct device_stage {
     unsigned axes;   /* that it has a use for, a bit each: it is built once for all values of the others */
 } device_stage;
 
-enum { STAGES_MOST = 5 };
+enum { STAGES_MOST = 5, STAGE_MERGE = 1 /* of the decode kernels */ };
 
 /* One kernel variant. */
 typedef struct device_choice {

@@ -114,11 +114,11 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
     const device_cut *cut = &plan->choice.cut;
     if (cut->n_shares > 1 && !clattn__plan_in_place(&plan->problem, profile))
         text_add(why,
-                 "transfers: %" PRId64 " shares of at most %" PRId64 " batch entries, %" PRId64
-                 " query heads and %" PRId64 " rows, in %d x %" PRId64 " bytes of buffers and %" PRId64
+                 "transfers: %" PRId64 " shares of at most %" PRId64 " batch entries, %" PRId64 " query heads, %" PRId64
+                 " rows and %" PRId64 " keys, in %d x %" PRId64 " bytes of buffers and %" PRId64
                  " bytes for all of them, at most %" PRId64 "\n",
-                 cut->n_shares, cut->entries, cut->heads, cut->rows, cut->n_sets, cut->share_bytes, cut->common_bytes,
-                 cut->bytes_most);
+                 cut->n_shares, cut->entries, cut->heads, cut->rows, cut->keys, cut->n_sets, cut->share_bytes,
+                 cut->common_bytes, cut->bytes_most);
     if (several) FORWARD(clattn__devices_plan(plan, text_of, options, why));
     if (options->pass == CLATTN_PASS_BACKWARD) {
         text_add(why, "gradients in this order:");

@@ -25,18 +25,24 @@ static int64_t head_span(const problem *p, const device_cut *c)
 }
 
 static int64_t row_parts(const problem *p, const device_cut *c) { return p->n_q ? div_up(p->n_q, c->rows) : 1; }
+static int64_t key_parts(const problem *p, const device_cut *c) { return p->n_kv ? div_up(p->n_kv, c->keys) : 1; }
 
 share clattn__share_of(const problem *p, const device_cut *c, int64_t nth)
 {
+    const int64_t keys = key_parts(p, c), key_part = nth % keys;
     const int64_t rows = row_parts(p, c), span = head_span(p, c), heads_in_span = div_up(span, c->heads);
+    nth /= keys;
     const int64_t heads = p->n_heads_q / span * heads_in_span, head_part = nth / rows % heads;
     const int64_t head_end = (head_part / heads_in_span + 1) * span;
     share s = {.entry = nth / rows / heads * c->entries,
                .head = head_end - span + head_part % heads_in_span * c->heads,
-               .row = nth % rows * c->rows};
+               .row = nth % rows * c->rows,
+               .key = key_part * c->keys};
     s.entry_end = least(s.entry + c->entries, p->batch);
     s.head_end = least(s.head + c->heads, head_end);
     s.row_end = least(s.row + c->rows, p->n_q);
+    s.key_end = least(s.key + c->keys, p->n_kv);
+    s.skips_merge = s.key_end < p->n_kv;
     return s;
 }
 
@@ -48,8 +54,8 @@ tensor_part clattn__share_part(const problem *p, const share *s, tensor_name nam
     const bool is_packed = p->varlen && !beside_scores;      /* all sequences' rows */
     const int64_t group = is_keys ? p->gqa_group : 1;
     tensor_part part = {.shape = p->tensor[name]};
-    const int64_t first[3] = {s->entry, s->head / group, is_keys ? 0 : s->row};
-    const int64_t end[3] = {s->entry_end, div_up(s->head_end, group), is_keys ? p->n_kv : s->row_end};
+    const int64_t first[3] = {s->entry, s->head / group, is_keys ? s->key : s->row};
+    const int64_t end[3] = {s->entry_end, div_up(s->head_end, group), is_keys ? s->key_end : s->row_end};
     for (int i = 0; i < 3 && is_cut; i++) {
         if (part.shape.stride[i] == 0 || (is_packed && i != 1)) continue;
         part.first[i] = first[i];
@@ -60,19 +66,32 @@ tensor_part clattn__share_part(const problem *p, const share *s, tensor_name nam
 
 /* ---- the cut */
 
-typedef enum cut_level { CUT_ENTRIES, CUT_GROUPS, CUT_HEADS, CUT_TILES, CUT_LEVELS } cut_level;
+typedef enum cut_level { CUT_ENTRIES, CUT_GROUPS, CUT_CHUNKS, CUT_HEADS, CUT_TILES, CUT_LEVELS } cut_level;
 
-/* n batch entries, GQA groups, heads of a group, or tiles of a head. */
-static void cut_at(const problem *p, cut_level level, int64_t n, int64_t block_q, device_cut *c)
+/* is_parted: groups and heads may be. */
+static bool may_cut_at(const problem *p, const device_choice *choice, bool is_parted, cut_level level)
 {
+    if (level == CUT_GROUPS) return true;
+    if (level == CUT_HEADS) return is_parted && !choice_splits_keys(choice);
+    if (p->varlen) return false;
+    return level == CUT_ENTRIES || (is_parted && choice_splits_keys(choice) == (level == CUT_CHUNKS));
+}
+
+/* n batch entries, GQA groups, chunks of a group's keys, heads of a group, or tiles of a head. */
+static void cut_at(const problem *p, cut_level level, int64_t n, const device_choice *choice, device_cut *c)
+{
+    const int64_t block_q = choice->axes[AXIS_BLOCK_Q], block_kv = choice->axes[AXIS_BLOCK_KV];
     c->entries = level == CUT_ENTRIES ? n : p->varlen ? p->batch : 1;
     c->heads = level == CUT_ENTRIES  ? p->n_heads_q
                : level == CUT_GROUPS ? n * p->gqa_group
+               : level == CUT_CHUNKS ? p->gqa_group
                : level == CUT_HEADS  ? n
                                      : 1;
     c->rows = level == CUT_TILES && n * block_q < p->n_q ? n * block_q : p->n_q;
+    c->keys = level == CUT_CHUNKS && n * block_kv < p->n_kv ? n * block_kv : p->n_kv;
     const int64_t span = head_span(p, c);
-    c->n_shares = div_up(p->batch, c->entries) * (p->n_heads_q / span) * div_up(span, c->heads) * row_parts(p, c);
+    c->n_shares = div_up(p->batch, c->entries) * (p->n_heads_q / span) * div_up(span, c->heads) * row_parts(p, c) *
+                  key_parts(p, c);
 }
 
 /* Counts its bytes: do they fit? What the first share and the last have alike all have. */
@@ -98,16 +117,17 @@ static bool cut_fits(const problem *p, const device_profile *d, int64_t workspac
 static bool cut_into(const problem *p, const device_profile *d, const device_choice *choice, int64_t wanted,
                      int64_t enough, bool fits, device_cut *c)
 {
-    const int64_t block_q = choice->axes[AXIS_BLOCK_Q], workspace = choice->workspace_bytes;
-    const int64_t units[CUT_LEVELS] = {p->batch, p->n_heads_kv, p->gqa_group, div_up(p->n_q, block_q)};
+    const int64_t block_q = choice->axes[AXIS_BLOCK_Q], block_kv = choice->axes[AXIS_BLOCK_KV];
+    const int64_t units[CUT_LEVELS] = {p->batch, p->n_heads_kv, block_kv ? div_up(p->n_kv, block_kv) : 1, p->gqa_group,
+                                       div_up(p->n_q, block_q)};
     /* Groups and heads are parted for want of memory or of shares only. */
     const bool is_parted = !fits || wanted > (p->varlen ? 1 : p->batch) * p->n_heads_kv;
-    const cut_level end = !is_parted || choice_splits_keys(choice) ? CUT_HEADS : p->varlen ? CUT_TILES : CUT_LEVELS;
     for (c->n_sets = d->shares_host_memory ? 1 : 2; c->n_sets > (fits ? 1 : 0); c->n_sets--)
-        for (cut_level level = p->varlen ? CUT_GROUPS : CUT_ENTRIES; level < end; level++)
-            for (int64_t n = units[level];; n = div_up(n, 2)) {
-                cut_at(p, level, n, block_q, c);
-                const bool is_cut = cut_fits(p, d, workspace, c) && c->n_shares > 1 && c->n_shares >= wanted;
+        for (cut_level level = CUT_ENTRIES; level < CUT_LEVELS; level++)
+            for (int64_t n = units[level]; may_cut_at(p, choice, is_parted, level); n = div_up(n, 2)) {
+                cut_at(p, level, n, choice, c);
+                const bool is_cut =
+                    cut_fits(p, d, choice->workspace_bytes, c) && c->n_shares > 1 && c->n_shares >= wanted;
                 const bool is_least = level > CUT_GROUPS || (level == CUT_GROUPS && n == 1);
                 if (is_cut && (c->n_sets == 1 || is_least || c->share_bytes <= enough)) return true;
                 if (n <= 1) break;
@@ -120,7 +140,7 @@ void clattn__plan_cut(const problem *p, const device_profile *d, device_choice *
     device_cut *c = &choice->cut;
     c->bytes_most = d->copy_bytes_most ? d->copy_bytes_most : INT64_MAX;
     c->n_sets = 1;
-    cut_at(p, CUT_ENTRIES, p->batch, choice->axes[AXIS_BLOCK_Q], c);
+    cut_at(p, CUT_ENTRIES, p->batch, choice, c);
     const bool fits = cut_fits(p, d, choice->workspace_bytes, c);
     const device_cut whole = *c;
     const int64_t most =
@@ -140,7 +160,7 @@ clattn_status clattn__plan_cut_refuse(const device_cut *c, const device_profile 
 {
     return clattn__fail(
         status, 0,
-        "the least share of a call, %" PRId64 " rows of %" PRId64 " query heads and their keys, takes %" PRId64
+        "the least share of a call, %" PRId64 " rows of %" PRId64 " query heads and %" PRId64 " keys, takes %" PRId64
         " bytes of copies; %s may hold %" PRId64 " at a time, %" PRId64 " in one buffer",
-        c->rows, c->heads, add(c->share_bytes, c->common_bytes), d->name, c->bytes_most, d->max_alloc_bytes);
+        c->rows, c->heads, c->keys, add(c->share_bytes, c->common_bytes), d->name, c->bytes_most, d->max_alloc_bytes);
 }

@@ -7,19 +7,22 @@
 
 #include "problem.h"
 
-/* Most batch entries, query heads and query rows of a share. What has not all heads or rows has one entry (of packed
- * sequences all); what has not all rows has one head; heads are those of whole GQA groups, or of a part of one. */
+/* Most batch entries, query heads, query rows and keys of a share. What has not all heads, rows or keys has one entry (of
+ * packed sequences all); what has not all rows has one head, and what has not all keys one GQA group and whole chunks of
+ * a decode kernel, whose partials wait in the work space for the group's last share. Heads are those of whole GQA groups,
+ * or of a part of one. */
 typedef struct device_cut {
     int64_t n_shares; /* 1: the call is whole; 0: no cut fits, and this is the least */
-    int64_t entries, heads, rows;
+    int64_t entries, heads, rows, keys;
     int n_sets;                        /* of buffers: 2 where a share is copied in while the one before computes */
     int64_t share_bytes, common_bytes; /* of a set; of what all shares use, the work space with it */
     int64_t bytes_most;                /* that all of them may take */
 } device_cut;
 
-/* Batch entries, query heads and query rows [first, end). */
+/* Batch entries, query heads, query rows and keys [first, end). */
 typedef struct share {
-    int64_t entry, entry_end, head, head_end, row, row_end;
+    int64_t entry, entry_end, head, head_end, row, row_end, key, key_end;
+    bool skips_chunks, skips_merge; /* of a decode kernel's two stages: the first; the second, and so the outputs */
 } share;
 
 /* What of a tensor a share uses: counts of its own, strides of the whole, from element [first[0], first[1], first[2],

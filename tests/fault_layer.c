@@ -349,8 +349,8 @@ static void report(void)
         if (objects[i].references > 0)
             fprintf(stderr, "fault layer: %s %p from %s has %ld references\n", kind_names[objects[i].kind],
                     objects[i].at, objects[i].creator, objects[i].references);
-    fprintf(stderr, "fault layer: %ld references live, %ld misuses, %ld overruns\n", counts.live, counts.misuses,
-            counts.overruns);
+    fprintf(stderr, "fault layer: %ld references live, %ld misuses, %ld overruns, %ld injected\n", counts.live,
+            counts.misuses, counts.overruns, counts.injected);
     pthread_mutex_unlock(&lock);
 }
 
@@ -362,6 +362,8 @@ static void report_at_exit(void)
     report();
     if (counts.live || counts.misuses || counts.overruns) _exit(99);
 }
+
+static void say_injected(void) { fprintf(stderr, "fault layer: %ld injected\n", counts_now().injected); }
 
 CL_API_ENTRY const fault_layer *CL_API_CALL fault_layer_get(void);
 const fault_layer *fault_layer_get(void)
@@ -406,7 +408,11 @@ cl_int CL_API_CALL clInitLayer(cl_uint n, const cl_icd_dispatch *below, cl_uint 
     mine.clCreateBuffer = create_guarded;
     mine.clEnqueueNDRangeKernel = launch_limited;
     mine.clSetKernelArg = set_arg;
-    const char *most = getenv("CLATTN_FAULT_MOST");
+    const char *most = getenv("CLATTN_FAULT_MOST"), *nth = getenv("CLATTN_FAULT_CALL");
+    if (nth) {
+        arm(strtol(nth, NULL, 10), 0);
+        atexit(say_injected);
+    }
     guards = getenv("CLATTN_FAULT_GUARD") != NULL;
     most_items = most ? strtoull(most, NULL, 10) : 0;
     if (getenv("CLATTN_FAULT_REPORT")) atexit(report_at_exit);

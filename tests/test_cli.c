@@ -1005,6 +1005,47 @@ START_TEST(tune)
 }
 END_TEST
 
+/* ---- an OpenCL call that fails, many in their turn: a sentence and a code, or the host path or another kernel did it */
+
+static const char *const called[] = {
+    "bench 'f32 b1 hq2 hkv1 q20 kv40 d8 sinks alibi' --resident --path device --budget 0.001",
+    "bench 'f32 b1 hq2 hkv1 q20 kv40 d8 bias mask' --resident --pass backward --path device --budget 0.001",
+    "bench 'f32 b1 hq1 hkv1 q35 kv70 d8' --plot p.svg --budget 0.001 --path device",
+    "compare 'f32 b1 hq1 hkv1 q4 kv8 d8' --kernel attn_fwd_lanes",
+    "forward --q q.npy --k k.npy --v v.npy -o o.npy --path device",
+    "devices"};
+enum { N_CALLED = sizeof called / sizeof *called, FAILING_MOST = 2500 };
+
+START_TEST(failing_calls)
+{
+#ifndef CLATTN_TEST_LAYER
+    test_skip("failing_calls", "no fault layer");
+#else
+    int failures = 0, nth = 1;
+    clattn_device_info info;
+    if (device_missing("device") || !test_device_info(&info)) {
+        test_skip("failing_calls", "no OpenCL device");
+        return;
+    }
+    for (; nth < FAILING_MOST; nth += 1 + nth / 8) {
+        char line[512];
+        snprintf(line, sizeof line, "OPENCL_LAYERS=" CLATTN_TEST_LAYER " CLATTN_FAULT_CALL=%d \"$CLATTN\" %s", nth,
+                 called[_i]);
+        const int code = run(line);
+        ck_assert_msg(code >= 0 && code <= 2, "call %d: %d: %s", nth, code, err);
+        if (strstr(err, "fault layer: 0 injected")) break;
+        ck_assert_msg(!code || (!exists("o.npy") && !exists("p.svg")), "call %d: an output", nth);
+        ck_assert_msg(!code || strstr(err, "clattn: ") || strstr(out, "FAILED: "), "call %d: %d without a word: %s",
+                      nth, code, err);
+        failures += code != 0;
+        unlink("o.npy");
+        unlink("p.svg");
+    }
+    ck_assert_msg(failures > 3, "%d failures up to call %d", failures, nth);
+#endif
+}
+END_TEST
+
 /* dV of rows that see every key alike is the sum of dO / n_kv: a scale of 0 makes the probs equal. */
 START_TEST(backward_is_right)
 {
@@ -1115,5 +1156,6 @@ Suite *test_suite(void)
     tcase_add_test(t, bench_plot);
     tcase_add_test(t, progress_bar);
     tcase_add_test(t, tune);
+    tcase_add_loop_test(t, failing_calls, 0, N_CALLED);
     return s;
 }

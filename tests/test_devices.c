@@ -103,13 +103,27 @@ START_TEST(bits)
 }
 END_TEST
 
-/* Of a GQA group's rows no device has a part. */
+/* By groups, and by their keys where those are too few: partials of one device, merged by the first. */
 START_TEST(decode)
 {
-    static const test_way way = {"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES};
-    test_data *t =
-        test_data_from_text(_i ? "f32 b1 hq4 hkv1 q2 kv600 d16" : "f16 b1 hq8 hkv2 q2 kv600 d16 causal offset=598", 9);
-    compare(t, &way, 3, _i ? 1 : 2);
+    static const test_way lanes = {"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+                          local = {"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE};
+    static const struct {
+        const char *text;
+        int devices, used;
+    } cases[] = {
+        {"f16 b1 hq8 hkv2 q2 kv600 d16 causal offset=598", 2, 2},
+        {"f16 b1 hq8 hkv2 q2 kv600 d16 causal offset=598", 3, 3},
+        {"f32 b1 hq4 hkv1 q2 kv600 d16", 3, 3},
+        {"f64 b1 hq4 hkv1 q3 kv611 d20 window=300,5 offset=604 mask=b,h,q,kv sinks alibi dropout=0.2:seed=3", 3, 3},
+        {"bf16 b2 hq2 hkv1 q1 kv600 d40 bias=b,1,q,kv kvlen=per-batch softcap=5", 3, 3},
+        {"f32 hq4 hkv1 d16 varlen=2,1:300,400", 3, 1},
+        {"f32 b1 hq4 hkv1 q2 kv16 d16", 3, 1},
+    };
+    const int n = _i / N_DEVICE_WAYS;
+    test_data *t = test_data_from_text(cases[n].text, 9);
+    for (int64_t b = 0; t->kv_lengths && b < t->p.batch; b++) t->kv_lengths[b] = b ? 600 : 133;
+    compare(t, _i % N_DEVICE_WAYS ? &local : &lanes, cases[n].devices, cases[n].used);
     test_data_free(t);
 }
 END_TEST
@@ -201,7 +215,7 @@ Suite *test_suite(void)
     Suite *s = suite_create("devices");
     TCase *c = test_case(s, "bits");
     tcase_add_loop_test(c, bits, 0, N_TEXTS * N_DEVICE_WAYS);
-    tcase_add_loop_test(c, decode, 0, 2);
+    tcase_add_loop_test(c, decode, 0, 7 * N_DEVICE_WAYS);
     c = test_case(s, "first");
     tcase_add_test(c, gradients);
     tcase_add_test(c, small);

@@ -1015,6 +1015,7 @@ static clattn_status call_planted_allocation(world *w)
     "f32 b2 hq4 hkv2 q19 kv37 d20 window=9,3 softcap=7 alibi bias=1,h,q,kv:f16 mask=b,1,q,kv sinks dropout=0.2"
 #define PER_BATCH "f16 b2 hq2 hkv1 q9 kv33 d16 causal offset=per-batch kvlen=per-batch"
 #define FEW "f32 b1 hq4 hkv2 q1 kv600 d16"
+#define FEW_KEYS_CUT "f32 b1 hq2 hkv1 q1 kv600 d16"
 #define PACKED "f32 hq4 hkv2 d20 varlen=30,3,20:40,9,23 causal"
 #define LONG "f32 b1 hq2 hkv2 q140 kv140 d16"
 
@@ -1063,6 +1064,7 @@ static const subject subjects[] = {
     {"forward in shares",        EVERYTHING, LANES,    13000, make_plan,          NULL,                call_forward,            NULL,         without_callback, BOTH},
     {"forward in shares",        PER_BATCH,  LOCAL,    5000, make_plan,           NULL,                call_forward,            NULL,         without_callback, BOTH},
     {"forward in shares",        FEW,        DECODE,   90000, make_plan,          NULL,                call_forward,            NULL,         without_callback, BOTH},
+    {"forward in shares",        FEW,        DECODE,   50000, make_plan,          NULL,                call_forward,            NULL,         without_callback, BOTH},
     {"forward in shares",        PACKED,     LANES,    40000, make_plan,          NULL,                call_forward,            NULL,         without_callback, BOTH},
     {"enqueue_forward",          EVERYTHING, LANES,    0,    make_enqueue,        NULL,                call_enqueue,            NULL,         NULL,      BOTH},
     {"enqueue_forward",          PER_BATCH,  LANES,    0,    make_enqueue,        NULL,                call_enqueue,            NULL,         NULL,      BOTH},
@@ -1100,6 +1102,7 @@ static const subject subjects_of_two[] = {
     {"context_create, two devices", NULL,    AUTO,     0,    make_nothing,        NULL,                call_context_devices,    NULL,         NULL,      BOTH},
     {"plan_create, two devices", EVERYTHING, LANES,    -1,   make_for_plan,       before_plan,         call_plan,               undo_context, plan_says, BOTH},
     {"forward on two devices",   EVERYTHING, LANES,    -1,   make_plan,           NULL,                call_forward,            NULL,         NULL,      BOTH},
+    {"forward on two devices",   FEW_KEYS_CUT, DECODE, -1,   make_plan,           NULL,                call_forward,            NULL,         without_callback, BOTH},
 };
 /* clang-format on */
 enum { N_SUBJECTS_OF_TWO = sizeof subjects_of_two / sizeof subjects_of_two[0] };

@@ -64,17 +64,9 @@ static bool is_simulated(void)
     return !strcmp(info.platform, "Oclgrind"); /* whose log counts: half arithmetic gives zeros there, and more */
 }
 
-START_TEST(variant)
+static void run_variant(const char *text, clattn_kernel kernel, int seed)
 {
-    char text[256];
-    const int which = _i % TEXTS;
-    if (which < SHAPES * VARIANTS)
-        snprintf(text, sizeof text, "%s %s", variants[which / SHAPES], shapes[which % SHAPES]);
-    else
-        snprintf(text, sizeof text, "%s", packed[which - SHAPES * VARIANTS]);
-    if (kernels[_i / TEXTS] == CLATTN_KERNEL_ATTN_FWD_MMA && text[0] == 'f')
-        memcpy(text, "f16", 3); /* f32 and f64 too */
-    test_data *t = test_data_from_text(text, (uint64_t)_i);
+    test_data *t = test_data_from_text(text, (uint64_t)seed);
     for (int64_t b = 0; b < t->p.batch; b++) {
         if (t->kv_lengths) t->kv_lengths[b] = t->p.n_kv - 5 * b - 1;
         if (t->query_offsets) t->query_offsets[b] = 4 * b - 2;
@@ -82,7 +74,7 @@ START_TEST(variant)
     clattn_plan_options options;
     clattn_plan_options_init(&options);
     options.path = CLATTN_PATH_DEVICE;
-    options.kernel = kernels[_i / TEXTS];
+    options.kernel = kernel;
     options.block_q = options.block_kv = 16;
     clattn_plan *plan;
     test_ok(clattn_plan_create(copying_context(), &t->p, &options, &plan));
@@ -93,6 +85,27 @@ START_TEST(variant)
         test_compare(t, clattn_kernel_name(options.kernel));
     }
     test_data_free(t);
+}
+
+START_TEST(variant)
+{
+    char text[256];
+    const int which = _i % TEXTS;
+    if (which < SHAPES * VARIANTS)
+        snprintf(text, sizeof text, "%s %s", variants[which / SHAPES], shapes[which % SHAPES]);
+    else
+        snprintf(text, sizeof text, "%s", packed[which - SHAPES * VARIANTS]);
+    if (kernels[_i / TEXTS] == CLATTN_KERNEL_ATTN_FWD_MMA && text[0] == 'f')
+        memcpy(text, "f16", 3); /* f32 and f64 too */
+    run_variant(text, kernels[_i / TEXTS], _i);
+}
+END_TEST
+
+/* More columns than attn_decode reads of a key at once. */
+START_TEST(many_columns)
+{
+    run_variant(_i ? "f16 b1 hq2 hkv1 q3 kv37 d520 dv3" : "f32 b1 hq2 hkv1 q3 kv37 d261 dv3", CLATTN_KERNEL_ATTN_DECODE,
+                _i);
 }
 END_TEST
 
@@ -185,6 +198,7 @@ Suite *test_suite(void)
     for (int k = 0; k < KERNELS; k++) {
         all[k] = test_case(suite, clattn_kernel_name(kernels[k]));
         tcase_add_loop_test(all[k], variant, k * TEXTS, (k + 1) * TEXTS);
+        if (kernels[k] == CLATTN_KERNEL_ATTN_DECODE) tcase_add_loop_test(all[k], many_columns, 0, 2);
     }
     for (int k = 0; k < 2; k++)
         tcase_add_loop_test(test_case(suite, clattn_kernel_name(test_backward_ways[1 + k].kernel)), backward_variant,

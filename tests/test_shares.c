@@ -9,7 +9,7 @@
 /* Contexts whose calls may copy so many bytes; made at first use and kept, for each builds its own kernels. 0: any. */
 static clattn_context *limited(int64_t bytes, int copy)
 {
-    enum { MOST = 16 };
+    enum { MOST = 24 };
     static struct {
         int64_t bytes;
         int copy;
@@ -67,10 +67,11 @@ static void outputs_free(kept_outputs *k)
     free(k->bytes[1]);
 }
 
-/* In place, then in shares under each limit. A limit may be below the least share, if another is not. */
-static void compare_limits(test_data *t, const test_way *way, const int64_t *limits, int n)
+/* In place, then in shares under each limit. A limit may be below the least share, if another is not. Returns under how
+ * many of them keys are cut. */
+static int compare_limits(test_data *t, const test_way *way, const int64_t *limits, int n)
 {
-    int refused = 0;
+    int refused = 0, keys_cut = 0;
     clattn_plan *whole = test_plan(test_context(), &t->p, way, 0, 0, 0);
     ck_assert_int_eq(info_of(whole).n_shares, 1);
     test_forward(t, whole);
@@ -95,7 +96,10 @@ static void compare_limits(test_data *t, const test_way *way, const int64_t *lim
         ck_assert_int_eq(info.zero_copy, 0);
         ck_assert_int_gt(info.n_shares, 1);
         snprintf(what, sizeof what, "transfers: %" PRId64 " shares", info.n_shares);
-        ck_assert_ptr_nonnull(strstr(clattn_plan_explain(plan), what));
+        const char *transfers = strstr(clattn_plan_explain(plan), what);
+        ck_assert_ptr_nonnull(transfers);
+        snprintf(what, sizeof what, "rows and %" PRId64 " keys, in", t->p.n_kv);
+        if (!strstr(transfers, what)) keys_cut++;
         snprintf(what, sizeof what, "%s in %" PRId64 " shares of at most %" PRId64 " bytes", way->name, info.n_shares,
                  limits[i]);
         test_forward(t, plan);
@@ -110,6 +114,7 @@ static void compare_limits(test_data *t, const test_way *way, const int64_t *lim
         clattn_plan_release(plan);
     }
     outputs_free(&kept);
+    return keys_cut;
 }
 
 static const int64_t limits[] = {130000, 60000, 260000};
@@ -202,30 +207,44 @@ START_TEST(packed)
 }
 END_TEST
 
-/* Kernels beside the two: all rows of a GQA group in one work-item, then a merge; a matrix engine, emulated. */
+/* Kernels beside the two: all rows of a GQA group in one work-item, then a merge, and the keys cut in whole chunks where a
+ * limit is below those of a head; a matrix engine, emulated. */
 START_TEST(other_kernels)
 {
     static const struct {
         test_way way;
         const char *text;
-        int64_t limits[2];
+        int64_t limits[3];
+        int keys_cut; /* under how many of them */
     } cases[] = {
         {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
          "f32 b3 hq4 hkv2 q2 kv600 d16 causal offset=598 alibi mask=b,1,q,kv dropout=0.2:seed=4",
-         {300000, 140000}},
+         {260000, 130000, 85000},
+         2},
         {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
          "f16 hq8 hkv2 d40 varlen=1,2,1:300,20,500 sinks",
-         {160000, 110000}},
+         {160000, 110000, 20000},
+         0},
         {{"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE},
          "f16 b3 hq4 hkv2 q2 kv600 d16 causal offset=598 bias=b,1,q,kv",
-         {150000, 100000}},
+         {150000, 100000, 60000},
+         1},
+        {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+         "f32 b1 hq4 hkv1 q2 kv615 d16 window=500,2 offset=610 mask=1,h,q,kv sinks bshd",
+         {70000, 60000, 50000},
+         3},
+        {{"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE},
+         "f64 b2 hq3 hkv1 q3 kv600 d16 kvlen=437 softcap=4 bias=1,h,q,kv dropout=0.1:seed=2",
+         {130000, 120000, 110000},
+         3},
         {{"attn_fwd_mma", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_MMA},
          "f16 b2 hq4 hkv2 q70 kv93 d40 causal",
-         {120000, 60000}},
+         {120000, 60000, 20000},
+         0},
     };
     if (!can_run(&cases[_i].way, CLATTN_DTYPE_F32)) return;
     test_data *t = test_data_from_text(cases[_i].text, 9);
-    compare_limits(t, &cases[_i].way, cases[_i].limits, 2);
+    ck_assert_int_eq(compare_limits(t, &cases[_i].way, cases[_i].limits, 3), cases[_i].keys_cut);
     test_data_free(t);
 }
 END_TEST
@@ -245,7 +264,7 @@ START_TEST(limit_too_small)
     options.kernel = CLATTN_KERNEL_ATTN_FWD_LANES;
     ck_assert_int_eq(clattn_plan_create(limited(20000, 1), &t->p, &options, &plan), CLATTN_STATUS_UNSUPPORTED);
     const char *message = clattn_last_error()->message;
-    ck_assert_msg(strstr(message, "rows of 1 query heads and their keys") && strstr(message, "may hold 20000"), "%s",
+    ck_assert_msg(strstr(message, "rows of 1 query heads and 150 keys") && strstr(message, "may hold 20000"), "%s",
                   message);
     ck_assert_ptr_null(plan);
     test_ok(clattn_plan_create(limited(20000, 1), &t->p, NULL, &plan));
@@ -391,7 +410,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(c, everything, 0, N_TEXTS * N_DEVICE_WAYS);
     tcase_add_loop_test(c, strides, 0, 2 * N_DEVICE_WAYS);
     tcase_add_loop_test(c, packed, 0, N_DEVICE_WAYS);
-    tcase_add_loop_test(c, other_kernels, 0, 4);
+    tcase_add_loop_test(c, other_kernels, 0, 6);
     c = test_case(s, "limits");
     tcase_add_test(c, limit_too_small);
     tcase_add_loop_test(c, in_place, 0, 2);

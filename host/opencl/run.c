@@ -202,12 +202,19 @@ static clattn_status launch_part(call *c, int stage, int64_t groups, bool is_las
 {
     const problem *p = c->p;
     const share *s = c->part;
+    if (!groups) return CLATTN_STATUS_SUCCESS;
     if (!s) return launch_stage(c, stage, 0, groups, is_last);
     const int64_t entry = groups / p->batch, kv_head = entry / p->n_heads_kv, head = kv_head / p->gqa_group;
     const int64_t block_q = c->plan->choice.axes[AXIS_BLOCK_Q];
-    const int64_t tiles_before = s->row / block_q, tiles_behind = (p->n_q - s->row_end + block_q - 1) / block_q;
-    const int64_t first = s->head / p->gqa_group * kv_head + s->head % p->gqa_group * head + tiles_behind;
-    const int64_t end = s->head_end / p->gqa_group * kv_head + s->head_end % p->gqa_group * head - tiles_before;
+    const int64_t block_kv = c->plan->choice.axes[AXIS_BLOCK_KV];
+    /* Of a head's tiles, whose last comes first, or of a group's chunks. A merge has all. */
+    int64_t before = (p->n_q - s->row_end + block_q - 1) / block_q, behind = s->row / block_q;
+    if (choice_splits_keys(&c->plan->choice)) {
+        before = stage == STAGE_MERGE ? 0 : s->key / block_kv;
+        behind = stage == STAGE_MERGE ? 0 : kv_head - (s->key_end + block_kv - 1) / block_kv;
+    }
+    const int64_t first = s->head / p->gqa_group * kv_head + s->head % p->gqa_group * head + before;
+    const int64_t end = s->head_end / p->gqa_group * kv_head + s->head_end % p->gqa_group * head - behind;
     const int64_t step = first == 0 && end == entry ? s->entry_end - s->entry : 1;
     for (int64_t b = s->entry; b < s->entry_end; b += step)
         FORWARD(launch_stage(c, stage, b * entry + first, (b + step - 1) * entry + end,
@@ -295,6 +302,8 @@ clattn_status clattn__launch(device_plan *plan, const problem *p, cl_command_que
     int64_t groups[STAGES_MOST] = {0};
     for (int i = 0; i < plan->choice.n_stages; i++)
         if (!backward || plan->choice.stages[i].wanted & wanted) groups[i] = plan->choice.stages[i].groups;
+    if (part && part->skips_chunks) groups[0] = 0;
+    if (part && part->skips_merge) groups[STAGE_MERGE] = 0;
     return launch_stages(plan, p, queue, b, part, groups, n_wait, wait_list, event);
 }
 

@@ -155,6 +155,7 @@ typedef struct transfer {
     const device_cut *cut;
     int64_t first, end; /* shares, counted in the whole call's */
     int n_sets;
+    char *partials;         /* as device_shares has it */
     cl_command_queue queue; /* for copies: the device's own when there is one share */
     staging *staging;       /* NULL: through the driver's mapping */
     cl_mem mem[2][OPERANDS], workspace;
@@ -163,6 +164,43 @@ typedef struct transfer {
     cl_event copied[2], computed[2];
     bool is_launched;
 } transfer;
+
+static bool merges_alone(const transfer *x) { return x->partials && x->cut->n_shares == 1; }
+
+static share share_of(const transfer *x, int64_t nth)
+{
+    share s = clattn__share_of(x->given, x->cut, nth);
+    s.skips_chunks = merges_alone(x);
+    if (x->partials) s.skips_merge = !s.skips_chunks;
+    return s;
+}
+
+/* A merge has no use for what the scores are made of. */
+static bool is_used(const transfer *x, int operand)
+{
+    const bool is_read = operand == TENSOR_O || operand == TENSOR_LSE || operand == TENSOR_SINKS ||
+                         operand == TENSOR_KV_LENGTHS || operand == TENSOR_QUERY_OFFSETS;
+    return x->caller[operand].begin && (is_read || !merges_alone(x));
+}
+
+/* The partials of a share's chunks, which lie together, from the work space to the host; or all of them back. */
+static clattn_status copy_partials(const transfer *x, const share *s)
+{
+    const device_choice *c = &x->plan->choice;
+    const int64_t chunks = c->stages[0].n_tiles, real_size = x->given->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
+    const int64_t chunk_bytes = c->partial_chunk * real_size, block_kv = c->axes[AXIS_BLOCK_KV];
+    const int64_t group = s->entry * x->given->n_heads_kv + s->head / x->given->gqa_group;
+    const size_t at = (size_t)((group * chunks + s->key / block_kv) * chunk_bytes);
+    const size_t bytes = (size_t)((s->key_end - s->key + block_kv - 1) / block_kv * chunk_bytes);
+    if (s->skips_chunks)
+        RETURN_IF_CL("clEnqueueWriteBuffer",
+                     clEnqueueWriteBuffer(x->plan->device->queue, x->workspace, CL_TRUE, 0, (size_t)c->workspace_bytes,
+                                          x->partials, 0, NULL, NULL));
+    else
+        RETURN_IF_CL("clEnqueueReadBuffer",
+                     clEnqueueReadBuffer(x->queue, x->workspace, CL_TRUE, at, bytes, x->partials + at, 0, NULL, NULL));
+    return CLATTN_STATUS_SUCCESS;
+}
 
 static tensor_part part_of(const transfer *x, int operand, const share *s)
 {
@@ -192,7 +230,7 @@ static clattn_status wait_for(cl_event *event)
 static clattn_status share_begin(transfer *x, int64_t nth)
 {
     const device_plan *plan = x->plan;
-    const share s = clattn__share_of(x->given, x->cut, nth);
+    const share s = share_of(x, nth);
     const int set = (int)(nth % x->n_sets);
     const bool is_whole = x->cut->n_shares == 1;
     problem p = *x->given;
@@ -211,8 +249,9 @@ static clattn_status share_begin(transfer *x, int64_t nth)
     }
     clattn__launch_numbers(&b, plan, &p, x->args);
     if (!is_whole) RETURN_IF_CL("clFlush", clFlush(x->queue)); /* another queue's kernels wait for it */
+    if (s.skips_chunks) FORWARD(copy_partials(x, &s));
     const bool waits = x->copied[set] != NULL;
-    FORWARD(clattn__launch(x->plan, &p, plan->device->queue, &b, is_whole ? NULL : &s, waits,
+    FORWARD(clattn__launch(x->plan, &p, plan->device->queue, &b, is_whole && !s.skips_chunks ? NULL : &s, waits,
                            waits ? &x->copied[set] : NULL, &x->computed[set]));
     x->is_launched = true;
     if (!is_whole) RETURN_IF_CL("clFlush", clFlush(plan->device->queue)); /* they run while this thread copies */
@@ -221,9 +260,10 @@ static clattn_status share_begin(transfer *x, int64_t nth)
 
 static clattn_status share_end(transfer *x, int64_t nth)
 {
-    const share s = clattn__share_of(x->given, x->cut, nth);
+    const share s = share_of(x, nth);
     const int set = (int)(nth % x->n_sets);
     FORWARD(wait_for(&x->computed[set]));
+    if (s.skips_merge) return x->partials ? copy_partials(x, &s) : CLATTN_STATUS_SUCCESS;
     for (int i = 0; i < OPERANDS; i++) {
         if (!x->caller[i].begin || !x->caller[i].written) continue;
         const tensor_part part = part_of(x, i, &s);
@@ -241,7 +281,7 @@ static clattn_status buffers_make(transfer *x)
     cl_int code;
     for (int i = 0; i < OPERANDS; i++) {
         const tensor_part a = part_of(x, i, &first), b = part_of(x, i, &last);
-        bytes[i] = x->caller[i].begin ? clattn__tensor_copy_bytes(&a.shape) : 0;
+        bytes[i] = is_used(x, i) ? clattn__tensor_copy_bytes(&a.shape) : 0;
         x->is_common[i] = part_is(&a, &b);
         for (int set = 0; set < (x->is_common[i] ? 1 : x->n_sets); set++)
             if (__builtin_add_overflow(all, bytes[i], &all)) all = INT64_MAX;
@@ -290,6 +330,7 @@ static clattn_status run_copied(device_plan *plan, const problem *p, const clatt
                   .cut = cut,
                   .first = given ? given->first : 0,
                   .end = given ? given->end : cut->n_shares,
+                  .partials = given ? given->partials : NULL,
                   .n_sets = cut->n_sets,
                   .queue = own};
     if (through_staging) x.staging = clattn__staging_take(plan->device);

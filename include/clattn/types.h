@@ -234,8 +234,8 @@ typedef struct clattn_context_options {
     int n_devices;               /* of `devices`, in place of the lines above; default 0: the one that these select.
                                     clattn_context_create_from_cl ignores both */
     const int *devices; /* indices, copied. The first is the context's own device, which backward and clattn_enqueue_*
-                                    take. clattn_forward on the device path is cut into shares of batch entries, heads or rows,
-                                    which all of them work on at once, each by a kernel of its own: what it takes is copied, as
+                                    take. clattn_forward on the device path is cut into shares of batch entries, heads, rows or,
+                                    of the decode kernels, keys, which all of them work on at once, each by a kernel of its own: what it takes is copied, as
                                     copy_transfers = 1 has it. A call that has too few of these takes fewer devices, and one
                                     that cannot run the problem is left out; the explanation says so */
     int n_threads; /* of the host path, and of copies to and from devices; default 0: one per available processor. The
