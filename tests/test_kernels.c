@@ -101,12 +101,10 @@ START_TEST(variant)
 }
 END_TEST
 
-/* More columns than attn_decode reads of a key at once. */
-START_TEST(many_columns)
-{
-    run_variant(_i ? "f16 b1 hq2 hkv1 q3 kv37 d520 dv3" : "f32 b1 hq2 hkv1 q3 kv37 d261 dv3", CLATTN_KERNEL_ATTN_DECODE,
-                _i);
-}
+/* More columns than attn_decode reads of a key at once, and than a slice of attn_fwd's has. */
+static const char *const wide[] = {"f32 b1 hq2 hkv1 q3 kv37 d261 dv3", "f16 b1 hq2 hkv1 q3 kv37 d520 dv3"};
+
+START_TEST(many_columns) { run_variant(wide[_i / 2], _i % 2 ? CLATTN_KERNEL_ATTN_DECODE : CLATTN_KERNEL_ATTN_FWD, _i); }
 END_TEST
 
 /* f32 slices copied ahead, by plain copies: in the tiles of a plan's own, for forced ones do without. */
@@ -198,7 +196,9 @@ Suite *test_suite(void)
     for (int k = 0; k < KERNELS; k++) {
         all[k] = test_case(suite, clattn_kernel_name(kernels[k]));
         tcase_add_loop_test(all[k], variant, k * TEXTS, (k + 1) * TEXTS);
-        if (kernels[k] == CLATTN_KERNEL_ATTN_DECODE) tcase_add_loop_test(all[k], many_columns, 0, 2);
+        for (int i = 0; i < 4; i++)
+            if (kernels[k] == (i % 2 ? CLATTN_KERNEL_ATTN_DECODE : CLATTN_KERNEL_ATTN_FWD))
+                tcase_add_loop_test(all[k], many_columns, i, i + 1);
     }
     for (int k = 0; k < 2; k++)
         tcase_add_loop_test(test_case(suite, clattn_kernel_name(test_backward_ways[1 + k].kernel)), backward_variant,
