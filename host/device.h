@@ -33,8 +33,10 @@ clattn_status clattn__device_add_binaries(device *d, const void *data, size_t si
 typedef struct device_shares {
     const device_cut *cut;
     int64_t first, end;
-    char *partials; /* [workspace_bytes] on the host, NULL unless keys are cut: where the shares' partials go, no output
-                       then; or, of a whole cut, what is merged alone */
+    char *
+        partials; /* [workspace_bytes] on the host, NULL unless keys are cut: where the shares' partials go, and no output
+                       is written; or, to merge, where they come from */
+    bool merges;
 } device_shares;
 
 /* Host pointers in, host pointers out. args: checked, and those of `backward` unless that is NULL. copy: not in the

@@ -147,15 +147,9 @@ static clattn_status status_of(const part_run *runs, int n)
 /* Keys that are cut leave partials, which the first device merges. */
 static clattn_status merge_partials(const clattn_plan *plan, const clattn_forward_args *args, char *partials)
 {
-    const problem *p = &plan->problem;
-    device_cut whole = plan->choice.cut;
-    whole.n_shares = whole.n_sets = 1;
-    whole.entries = p->batch;
-    whole.heads = p->n_heads_q;
-    whole.rows = p->n_q;
-    whole.keys = p->n_kv;
-    const device_shares all = {&whole, 0, 1, partials};
-    return clattn__device_run(plan->device_plan, p, args, NULL, true, &all);
+    const device_cut *cut = &plan->choice.cut;
+    const device_shares all = {.cut = cut, .end = cut->n_shares, .partials = partials, .merges = true};
+    return clattn__device_run(plan->device_plan, &plan->problem, args, NULL, true, &all);
 }
 
 clattn_status clattn__devices_run(const clattn_plan *plan, const clattn_forward_args *args)
@@ -174,7 +168,8 @@ clattn_status clattn__devices_run(const clattn_plan *plan, const clattn_forward_
         runs[i].plan = i ? plan->parts[i - 1] : plan;
         runs[i].p = &plan->problem;
         runs[i].args = args;
-        runs[i].shares = (device_shares){cut, cut->n_shares * i / n, cut->n_shares * (i + 1) / n, partials};
+        runs[i].shares = (device_shares){
+            .cut = cut, .first = cut->n_shares * i / n, .end = cut->n_shares * (i + 1) / n, .partials = partials};
     }
     sigset_t all, before; /* those of the app take its signals */
     sigfillset(&all);

@@ -155,7 +155,8 @@ typedef struct transfer {
     const device_cut *cut;
     int64_t first, end; /* shares, counted in the whole call's */
     int n_sets;
-    char *partials;         /* as device_shares has it */
+    char *partials; /* as device_shares has them */
+    bool merges;
     cl_command_queue queue; /* for copies: the device's own when there is one share */
     staging *staging;       /* NULL: through the driver's mapping */
     cl_mem mem[2][OPERANDS], workspace;
@@ -165,13 +166,11 @@ typedef struct transfer {
     bool is_launched;
 } transfer;
 
-static bool merges_alone(const transfer *x) { return x->partials && x->cut->n_shares == 1; }
-
 static share share_of(const transfer *x, int64_t nth)
 {
     share s = clattn__share_of(x->given, x->cut, nth);
-    s.skips_chunks = merges_alone(x);
-    if (x->partials) s.skips_merge = !s.skips_chunks;
+    s.skips_chunks = x->merges;
+    if (x->partials && !x->merges) s.skips_merge = true;
     return s;
 }
 
@@ -180,22 +179,21 @@ static bool is_used(const transfer *x, int operand)
 {
     const bool is_read = operand == TENSOR_O || operand == TENSOR_LSE || operand == TENSOR_SINKS ||
                          operand == TENSOR_KV_LENGTHS || operand == TENSOR_QUERY_OFFSETS;
-    return x->caller[operand].begin && (is_read || !merges_alone(x));
+    return x->caller[operand].begin && (is_read || !x->merges);
 }
 
-/* The partials of a share's chunks, which lie together, from the work space to the host; or all of them back. */
+/* The partials of a share's chunks, which lie together, from the work space to the host; or its group's back. */
 static clattn_status copy_partials(const transfer *x, const share *s)
 {
     const device_choice *c = &x->plan->choice;
     const int64_t chunks = c->stages[0].n_tiles, real_size = x->given->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
     const int64_t chunk_bytes = c->partial_chunk * real_size, block_kv = c->axes[AXIS_BLOCK_KV];
     const int64_t group = s->entry * x->given->n_heads_kv + s->head / x->given->gqa_group;
-    const size_t at = (size_t)((group * chunks + s->key / block_kv) * chunk_bytes);
-    const size_t bytes = (size_t)((s->key_end - s->key + block_kv - 1) / block_kv * chunk_bytes);
-    if (s->skips_chunks)
+    const int64_t first = x->merges ? 0 : s->key / block_kv, end = (s->key_end + block_kv - 1) / block_kv;
+    const size_t at = (size_t)((group * chunks + first) * chunk_bytes), bytes = (size_t)((end - first) * chunk_bytes);
+    if (x->merges)
         RETURN_IF_CL("clEnqueueWriteBuffer",
-                     clEnqueueWriteBuffer(x->plan->device->queue, x->workspace, CL_TRUE, 0, (size_t)c->workspace_bytes,
-                                          x->partials, 0, NULL, NULL));
+                     clEnqueueWriteBuffer(x->queue, x->workspace, CL_TRUE, at, bytes, x->partials + at, 0, NULL, NULL));
     else
         RETURN_IF_CL("clEnqueueReadBuffer",
                      clEnqueueReadBuffer(x->queue, x->workspace, CL_TRUE, at, bytes, x->partials + at, 0, NULL, NULL));
@@ -249,9 +247,9 @@ static clattn_status share_begin(transfer *x, int64_t nth)
     }
     clattn__launch_numbers(&b, plan, &p, x->args);
     if (!is_whole) RETURN_IF_CL("clFlush", clFlush(x->queue)); /* another queue's kernels wait for it */
-    if (s.skips_chunks) FORWARD(copy_partials(x, &s));
+    if (x->merges) FORWARD(copy_partials(x, &s));
     const bool waits = x->copied[set] != NULL;
-    FORWARD(clattn__launch(x->plan, &p, plan->device->queue, &b, is_whole && !s.skips_chunks ? NULL : &s, waits,
+    FORWARD(clattn__launch(x->plan, &p, plan->device->queue, &b, is_whole ? NULL : &s, waits,
                            waits ? &x->copied[set] : NULL, &x->computed[set]));
     x->is_launched = true;
     if (!is_whole) RETURN_IF_CL("clFlush", clFlush(plan->device->queue)); /* they run while this thread copies */
@@ -298,6 +296,9 @@ static clattn_status buffers_make(transfer *x)
     return CLATTN_STATUS_SUCCESS;
 }
 
+/* A group's last share stands for it in a merge. */
+static bool has_work(const transfer *x, int64_t nth) { return !x->merges || !share_of(x, nth).skips_merge; }
+
 static clattn_status shares_run(transfer *x)
 {
     const struct device *d = x->plan->device;
@@ -311,8 +312,8 @@ static clattn_status shares_run(transfer *x)
         RETURN_IF_CL("clCreateCommandQueue", code);
     }
     for (int64_t i = x->first; i < x->end + lag; i++) {
-        if (i < x->end) FORWARD(share_begin(x, i));
-        if (i >= x->first + lag) FORWARD(share_end(x, i - lag));
+        if (i < x->end && has_work(x, i)) FORWARD(share_begin(x, i));
+        if (i >= x->first + lag && has_work(x, i - lag)) FORWARD(share_end(x, i - lag));
     }
     for (int set = 0; set < x->n_sets; set++) FORWARD(wait_for(&x->copied[set]));
     return x->staging ? clattn__staging_wait(x->staging) : CLATTN_STATUS_SUCCESS;
@@ -331,6 +332,7 @@ static clattn_status run_copied(device_plan *plan, const problem *p, const clatt
                   .first = given ? given->first : 0,
                   .end = given ? given->end : cut->n_shares,
                   .partials = given ? given->partials : NULL,
+                  .merges = given && given->merges,
                   .n_sets = cut->n_sets,
                   .queue = own};
     if (through_staging) x.staging = clattn__staging_take(plan->device);
