@@ -4,7 +4,7 @@ clattn_add_check(test_numerics 325)
 clattn_add_check(test_threads 13)
 
 # ---- the interface, the decisions, OpenCL's own objects, the program, the headers, the package
-clattn_add_check(test_api 338)
+clattn_add_check(test_api 359)
 if(TARGET clattn_static)
   # The library's own functions: hidden in the shared library, there in the static one.
   add_executable(test_plan test_plan.c harness.c main.c)
@@ -45,7 +45,7 @@ if(CLATTN_OPENCL)
   clattn_add_check(test_devices 36)
 endif()
 if(TARGET clattn_program)
-  clattn_add_check(test_cli 197)
+  clattn_add_check(test_cli 222)
   add_dependencies(test_cli clattn_program)
   if(TARGET fault_layer)
     target_compile_definitions(test_cli PRIVATE CLATTN_TEST_LAYER="$<TARGET_FILE:fault_layer>")

@@ -398,6 +398,61 @@ START_TEST(file_refused)
 }
 END_TEST
 
+/* Whole dictionaries; says NULL: it is read. */
+static const struct {
+    const char *text, *says;
+} headers[] = {
+    {"{\"descr\": \"<f4\", \"fortran_order\":False,\t\"shape\":(2,2,5,4)}", NULL},
+    {" {'shape': (2, 2, 5, 4,), 'fortran_order': False, 'descr': '=f4', } \r\n ", NULL},
+    {"('descr': '<f4')", "no dictionary"},
+    {"{'descr': '<f4' 'fortran_order': False, 'shape': (2, 2, 5, 4)}", "no dictionary"},
+    {"{'descr' '<f4', 'fortran_order': False, 'shape': (2, 2, 5, 4)}", "no dictionary"},
+    {"{descr: '<f4', 'fortran_order': False, 'shape': (2, 2, 5, 4)}", "no dictionary"},
+    {"{'descr", "no dictionary"},
+    {"{'descr': <f4, 'fortran_order': False, 'shape': (2, 2, 5, 4)}", "'descr' is no string"},
+    {"{'descr': '<f4\", 'fortran_order': False, 'shape': (2, 2, 5, 4)}", "type that is not read"},
+    {"{'descr': '<\\f4', 'fortran_order': False, 'shape': (2, 2, 5, 4)}", "'descr' is no string"},
+    {"{'descr': '<f4\n', 'fortran_order': False, 'shape': (2, 2, 5, 4)}", "'descr' is no string"},
+    {"{'descr': 'f4', 'fortran_order': False, 'shape': (2, 2, 5, 4)}", "type that is not read"},
+    {"{'descr': '<f4', 'fortran_order': 0, 'shape': (2, 2, 5, 4)}", "neither True nor False"},
+    {"{'descr': '<f4', 'fortran_order': Fals", "neither True nor False"},
+    {"{'descr': '<f4', 'fortran_order': False, 'shape': (2 2, 5, 4)}", "'shape' is no tuple"},
+    {"{'descr': '<f4', 'fortran_order': False, 'shape': (80)}", "'shape' is no tuple"},
+    {"{'descr': '<f4', 'fortran_order': False, 'shape': (80", "'shape' is no tuple"},
+    {"{'descr': '<f4', 'fortran_order': False, 'shape': (", "no whole number"},
+    {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,2,2,5,4)}", "more than 8 dimensions"},
+    {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 5, 9223372036854775808)}", "beyond 2^63"},
+    {"{'descr': '<f4', 'fortran_order': False}", "lacks one of"},
+    {"{}", "lacks one of"},
+    {"{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 5, 4)}", "key twice"},
+    {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 5, 4), 'more': 1}", "a key that is not"},
+    {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2, 5, 4)} more", "goes on after"},
+};
+enum { N_HEADERS = sizeof headers / sizeof *headers };
+
+/* Of version 1.0 and of 2.0, whose length has four bytes. */
+START_TEST(dictionary)
+{
+    const char *text = headers[_i].text;
+    const size_t length = strlen(text);
+    for (int version = 1; version <= 2; version++) {
+        static char whole[1024];
+        const size_t at = version == 1 ? 10 : 12;
+        memset(whole, 0, sizeof whole);
+        memcpy(whole, "\x93NUMPY", 6);
+        whole[6] = (char)version;
+        whole[8] = (char)length;
+        memcpy(whole + at, text, length);
+        memcpy(whole + at + length, k, sizeof k);
+        spill("h.npy", whole, at + length + sizeof k);
+        if (headers[_i].says)
+            expect_refused("forward --q q.npy --k h.npy --v v.npy -o o.npy", 2, headers[_i].says);
+        else
+            expect_good("forward --q q.npy --k h.npy --v v.npy -o o.npy --path host");
+    }
+}
+END_TEST
+
 START_TEST(file_of_anything)
 {
     static char whole[4096];
@@ -1126,6 +1181,7 @@ Suite *test_suite(void)
 
     t = add_case(s, "files");
     tcase_add_loop_test(t, file_refused, 0, N_FILES);
+    tcase_add_loop_test(t, dictionary, 0, N_HEADERS);
     tcase_add_test(t, file_of_anything);
     tcase_add_test(t, larger_than_memory);
     tcase_add_test(t, files_that_disagree);
