@@ -68,7 +68,7 @@ INLINE void amx_check(bool good)
 }
 
 /* As the structure lies in memory: palette 1, then from byte 16 the tiles' bytes a row, from byte 48 their rows. */
-INLINE void amx_configure(const void *tiles)
+static NOINLINE void amx_configure(const void *tiles)
 {
     unsigned char given[64], expected[64] = {1};
     for (int i = 0; i < 8; i++) expected[16 + 2 * i] = 64, expected[48 + i] = 16;
@@ -85,19 +85,19 @@ INLINE void amx_release(void)
     amx_is_configured = false;
 }
 
-INLINE void amx_zero(int tile)
+static NOINLINE void amx_zero(int tile)
 {
     amx_check(tile >= 0 && tile < 8);
     memset(amx_tile[tile], 0, sizeof amx_tile[tile]);
 }
 
-INLINE void amx_load(int tile, const void *from, int64_t stride)
+static NOINLINE void amx_load(int tile, const void *from, int64_t stride)
 {
     amx_check(tile >= 0 && tile < 8);
     for (int i = 0; i < 16; i++) memcpy(&amx_tile[tile][i], (const char *)from + i * stride, sizeof(vec));
 }
 
-INLINE void amx_store(int tile, void *to, int64_t stride)
+static NOINLINE void amx_store(int tile, void *to, int64_t stride)
 {
     amx_check(tile >= 0 && tile < 8);
     for (int i = 0; i < 16; i++) memcpy((char *)to + i * stride, &amx_tile[tile][i], sizeof(vec));

@@ -1060,6 +1060,38 @@ START_TEST(tune)
 }
 END_TEST
 
+/* Ctrl-C: what is finished is kept, and there is nothing yet. */
+START_TEST(tune_interrupted)
+{
+    clattn_device_info info;
+    if (device_missing("device") || !test_device_info(&info)) {
+        test_skip("tune_interrupted", "no OpenCL device");
+        return;
+    }
+    const int code =
+        run("timeout --preserve-status -s INT 2 \"$CLATTN\" tune 'f32 b1 hq8 hkv8 q1500 kv1500 d64' -o t.txt "
+            "--budget 3600");
+    ck_assert_msg(code == 0 && strstr(out, "nothing was finished") && !exists("t.txt"), "%d: %s%s", code, out, err);
+}
+END_TEST
+
+/* The peak is that of the instructions that the host path uses. */
+START_TEST(bench_peaks)
+{
+    static const char *const rungs[] = {"portable", "avx2", "avx512"};
+    double peak[3];
+    for (int i = 0; i < 3; i++) {
+        char line[256];
+        snprintf(line, sizeof line, "CLATTN_CPU=%s \"$CLATTN\" bench %s --path host --budget 0.05 --json", rungs[i],
+                 PROBLEM);
+        ck_assert_int_eq(run(line), 0);
+        peak[i] = number_of("peak_gflops");
+    }
+    ck_assert_msg(peak[0] > 0 && peak[1] > 0.7 * peak[0] && peak[2] > 0.7 * peak[1], "%g, %g, %g", peak[0], peak[1],
+                  peak[2]);
+}
+END_TEST
+
 /* ---- an OpenCL call that fails, many in their turn: a sentence and a code, or the host path or another kernel did it */
 
 static const char *const called[] = {
@@ -1212,6 +1244,8 @@ Suite *test_suite(void)
     tcase_add_test(t, bench_plot);
     tcase_add_test(t, progress_bar);
     tcase_add_test(t, tune);
+    tcase_add_test(t, tune_interrupted);
+    tcase_add_test(t, bench_peaks);
     tcase_add_loop_test(t, failing_calls, 0, N_CALLED);
     return s;
 }
