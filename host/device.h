@@ -29,13 +29,12 @@ void clattn__device_plan_free(device_plan *plan);
 clattn_status clattn__device_plan_binaries(const device_plan *plan, void *data, size_t size, size_t *needed);
 clattn_status clattn__device_add_binaries(device *d, const void *data, size_t size);
 
-/* Shares [first, end) of a cut. */
+/* Shares [first, end) of a cut. partials: [workspace_bytes] on the host, NULL unless keys are cut: where the shares'
+ * partials go, and no output is written; or, if it merges, where those of whole groups come from. */
 typedef struct device_shares {
     const device_cut *cut;
     int64_t first, end;
-    char *
-        partials; /* [workspace_bytes] on the host, NULL unless keys are cut: where the shares' partials go, and no output
-                       is written; or, to merge, where they come from */
+    char *partials;
     bool merges;
 } device_shares;
 

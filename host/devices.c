@@ -78,9 +78,9 @@ clattn_status clattn__devices_plan(clattn_plan *plan, const clattn_problem *text
         if (status != CLATTN_STATUS_SUCCESS) {
             text_add(why, "left out: %s: %.300s\n", name, clattn_last_error()->message);
         } else if (!suits(plan, part)) {
-            text_add(why, "left out: %s: %s, block_q %d, does not suit shares made for %s\n", name,
+            text_add(why, "left out: %s: %s, block_q %d, block_kv %d, does not suit shares made for %s\n", name,
                      clattn_kernel_name(part->choice.kernel), part->choice.axes[AXIS_BLOCK_Q],
-                     clattn_kernel_name(plan->choice.kernel));
+                     part->choice.axes[AXIS_BLOCK_KV], clattn_kernel_name(plan->choice.kernel));
             clattn__plan_drop(part);
         } else {
             text_add(why, "device: %s, kernel %s, block_q %d, block_kv %d\n", name,
@@ -128,12 +128,12 @@ static bool lacks_memory(const part_run *r)
 
 /* Of all parts, and its sentence. Want of memory says that nothing is written: only where every part that was run says
  * so. */
-static clattn_status status_of(const part_run *runs, int n)
+static clattn_status status_of(const part_run *runs, int n, bool writes)
 {
     const part_run *failed = NULL;
     bool has_written = false;
     for (int i = 0; i < n; i++) {
-        has_written |= runs[i].status == CLATTN_STATUS_SUCCESS;
+        has_written |= writes && runs[i].status == CLATTN_STATUS_SUCCESS;
         if (runs[i].status != CLATTN_STATUS_SUCCESS && (!failed || lacks_memory(failed))) failed = &runs[i];
     }
     if (!failed) return CLATTN_STATUS_SUCCESS;
@@ -180,7 +180,7 @@ clattn_status clattn__devices_run(const clattn_plan *plan, const clattn_forward_
         if (!runs[i].has_thread) part_run_all(&runs[i]);
     for (int i = 0; i < n; i++)
         if (runs[i].has_thread) pthread_join(runs[i].thread, NULL);
-    clattn_status status = status_of(runs, n);
+    clattn_status status = status_of(runs, n, !cuts_keys);
     if (status == CLATTN_STATUS_SUCCESS && cuts_keys) status = merge_partials(plan, args, partials);
     free(partials);
     free(runs);

@@ -7,10 +7,10 @@
 
 #include "problem.h"
 
-/* Most batch entries, query heads, query rows and keys of a share. What has not all heads, rows or keys has one entry (of
- * packed sequences all); what has not all rows has one head, and what has not all keys one GQA group and whole chunks of
- * a decode kernel, whose partials wait in the work space for the group's last share. Heads are those of whole GQA groups,
- * or of a part of one. */
+/* Most batch entries, query heads, query rows and keys of a share. What has not all heads, rows or keys has one entry
+ * (of packed sequences all); what has not all rows has one head; what has not all keys has one GQA group, and whole
+ * chunks of a decode kernel, whose partials wait in the work space for the group's last share. Heads are those of whole
+ * GQA groups, or of a part of one. */
 typedef struct device_cut {
     int64_t n_shares; /* 1: the call is whole; 0: no cut fits, and this is the least */
     int64_t entries, heads, rows, keys;

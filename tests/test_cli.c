@@ -1078,17 +1078,20 @@ END_TEST
 /* The peak is that of the instructions that the host path uses. */
 START_TEST(bench_peaks)
 {
-    static const char *const rungs[] = {"portable", "avx2", "avx512"};
-    double peak[3];
-    for (int i = 0; i < 3; i++) {
+    static const char *const rungs[] = {"portable", "avx2"};
+    double peak[2];
+    for (int i = 0; i < 2; i++) {
         char line[256];
         snprintf(line, sizeof line, "CLATTN_CPU=%s \"$CLATTN\" bench %s --path host --budget 0.05 --json", rungs[i],
                  PROBLEM);
         ck_assert_int_eq(run(line), 0);
         peak[i] = number_of("peak_gflops");
     }
-    ck_assert_msg(peak[0] > 0 && peak[1] > 0.7 * peak[0] && peak[2] > 0.7 * peak[1], "%g, %g, %g", peak[0], peak[1],
-                  peak[2]);
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        ck_assert_msg(peak[1] > 1.4 * peak[0], "%g, %g", peak[0], peak[1]);
+#endif
+    ck_assert(peak[0] > 0 && peak[1] > 0);
 }
 END_TEST
 

@@ -119,6 +119,7 @@ START_TEST(decode)
         {"bf16 b2 hq2 hkv1 q1 kv600 d40 bias=b,1,q,kv kvlen=per-batch softcap=5", 3, 3},
         {"f32 hq4 hkv1 d16 varlen=2,1:300,400", 3, 1},
         {"f32 b1 hq4 hkv1 q2 kv16 d16", 3, 1},
+        {"f32 b2 hq4 hkv2 q2 kv0 d16 sinks", 3, 3},
     };
     const int n = _i / N_DEVICE_WAYS;
     test_data *t = test_data_from_text(cases[n].text, 9);
@@ -197,8 +198,10 @@ END_TEST
 START_TEST(one_plan)
 {
     if (!context_of(2)) return;
-    test_data *t = test_data_from_text("f32 b2 hq4 hkv2 q140 kv150 d40 causal", 4);
-    clattn_plan *plan = test_plan(context_of(2), &t->p, &test_ways[1], 0, 0, 0);
+    static const test_way few_rows = {"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES};
+    test_data *t = test_data_from_text(
+        _i ? "f32 b1 hq4 hkv1 q2 kv700 d40 causal offset=698" : "f32 b2 hq4 hkv2 q140 kv150 d40 causal", 4);
+    clattn_plan *plan = test_plan(context_of(2), &t->p, _i ? &few_rows : &test_ways[1], 0, 0, 0);
     ck_assert_int_eq(info_of(plan).n_devices, 2);
     test_reference(t);
     test_forward(t, plan);
@@ -215,13 +218,13 @@ Suite *test_suite(void)
     Suite *s = suite_create("devices");
     TCase *c = test_case(s, "bits");
     tcase_add_loop_test(c, bits, 0, N_TEXTS * N_DEVICE_WAYS);
-    tcase_add_loop_test(c, decode, 0, 7 * N_DEVICE_WAYS);
+    tcase_add_loop_test(c, decode, 0, 8 * N_DEVICE_WAYS);
     c = test_case(s, "first");
     tcase_add_test(c, gradients);
     tcase_add_test(c, small);
     c = test_case(s, "refusals");
     tcase_add_loop_test(c, refuses, 0, 5);
     c = test_case(s, "threads");
-    tcase_add_test(c, one_plan);
+    tcase_add_loop_test(c, one_plan, 0, 2);
     return s;
 }

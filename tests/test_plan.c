@@ -601,13 +601,14 @@ static const char *const cut_texts[] = {
 };
 enum { N_CUT_TEXTS = sizeof cut_texts / sizeof *cut_texts, MOST_ROWS = 1 << 15 };
 
-/* Every row of every head of every entry in one share, no share beyond the first's bytes, and all within the limit. */
+/* Every row of every head of every entry in one share, or in one for each part of the keys, which are all there in order and
+ * the last of which merges; no share beyond the first's bytes, and all within the limit. */
 static void expect_cut(const problem *p, const device_profile *d, const device_choice *c, const char *what)
 {
     static char seen[MOST_ROWS];
     const device_cut *cut = &c->cut;
     const int64_t rows = p->batch * p->n_heads_q * p->n_q, block_q = c->axes[AXIS_BLOCK_Q];
-    int64_t set_bytes = 0, counted = 0;
+    int64_t set_bytes = 0, counted = 0, keys_before = 0;
     ck_assert_int_le(rows, MOST_ROWS);
     memset(seen, 0, sizeof seen);
     ck_assert_int_le(cut->n_sets * cut->share_bytes + cut->common_bytes, cut->bytes_most);
@@ -627,6 +628,15 @@ static void expect_cut(const problem *p, const device_profile *d, const device_c
         }
         if (nth == 0) set_bytes = bytes;
         ck_assert_int_le(bytes, set_bytes);
+        ck_assert_msg(s.key == keys_before && s.skips_merge == (s.key_end < p->n_kv) && !s.skips_chunks,
+                      "%s: keys %d of %d", what, (int)s.key, (int)keys_before);
+        keys_before = s.skips_merge ? s.key_end : 0;
+        if (cut->keys < p->n_kv) {
+            ck_assert(choice_splits_keys(c) && s.key % c->axes[AXIS_BLOCK_KV] == 0 && s.key < s.key_end);
+            ck_assert_int_eq(clattn__share_part(p, &s, TENSOR_V).shape.count[2], s.key_end - s.key);
+            ck_assert(s.entry_end == s.entry + 1 && s.head_end == s.head + p->gqa_group && s.row_end == p->n_q);
+        }
+        if (s.skips_merge) continue;
         for (int64_t b = s.entry; b < s.entry_end; b++)
             for (int64_t h = s.head; h < s.head_end; h++)
                 for (int64_t i = s.row; i < s.row_end; i++, counted++) seen[(b * p->n_heads_q + h) * p->n_q + i]++;

@@ -195,6 +195,37 @@ START_TEST(strides)
 }
 END_TEST
 
+static const test_way decode_ways[] = {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+                                       {"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE}};
+
+/* The same with the keys cut. */
+START_TEST(strides_of_keys)
+{
+    static const int64_t few[] = {130000, 110000};
+    const test_way *way = &decode_ways[_i % 2];
+    clattn_problem p;
+    if (!can_run(way, CLATTN_DTYPE_F32)) return;
+    test_ok(clattn_problem_from_text("f32 b2 hq4 hkv2 q2 kv600 d40 causal offset=595 sinks", &p));
+    spread(&p, _i / 2);
+    test_data *t = test_data_make(&p, 7);
+    ck_assert_int_eq(compare_limits(t, way, few, 2), 2);
+    test_data_free(t);
+}
+END_TEST
+
+/* No keys at all: O is 0, in shares too. */
+START_TEST(no_keys)
+{
+    static const int64_t few[] = {6000, 4800};
+    if (!can_run(&decode_ways[_i], CLATTN_DTYPE_F32)) return;
+    test_data *t = test_data_from_text("f32 b3 hq4 hkv2 q2 kv0 d16 sinks", 3);
+    ck_assert_int_eq(compare_limits(t, &decode_ways[_i], few, 2), 0);
+    test_reference(t);
+    test_compare(t, "without keys");
+    test_data_free(t);
+}
+END_TEST
+
 START_TEST(packed)
 {
     const test_way *way = &test_ways[1 + _i];
@@ -207,8 +238,8 @@ START_TEST(packed)
 }
 END_TEST
 
-/* Kernels beside the two: all rows of a GQA group in one work-item, then a merge, and the keys cut in whole chunks where a
- * limit is below those of a head; a matrix engine, emulated. */
+/* Kernels beside the two: all rows of a GQA group in one work-item, then a merge, and the keys cut in whole chunks where
+ * a limit is below those of a head; a matrix engine, emulated. */
 START_TEST(other_kernels)
 {
     static const struct {
@@ -409,6 +440,8 @@ Suite *test_suite(void)
     tcase_add_loop_test(c, features, 0, (TEST_FEATURES + 1) * N_DEVICE_WAYS);
     tcase_add_loop_test(c, everything, 0, N_TEXTS * N_DEVICE_WAYS);
     tcase_add_loop_test(c, strides, 0, 2 * N_DEVICE_WAYS);
+    tcase_add_loop_test(c, strides_of_keys, 0, 4);
+    tcase_add_loop_test(c, no_keys, 0, 2);
     tcase_add_loop_test(c, packed, 0, N_DEVICE_WAYS);
     tcase_add_loop_test(c, other_kernels, 0, 6);
     c = test_case(s, "limits");

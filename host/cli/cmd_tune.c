@@ -100,7 +100,7 @@ static bool replaces(const char *line, const char *old, size_t n)
     return a && b && *line == *old && strlen(a) == left && !memcmp(a, b, left);
 }
 
-/* A line found later goes before one that speaks of the same. */
+/* In place of an earlier one that speaks of the same. */
 static void keep_line(tuner *t, const char *line)
 {
     int at = 0;

@@ -210,8 +210,9 @@ static clattn_status launch_part(call *c, int stage, int64_t groups, bool is_las
     /* Of a head's tiles, whose last comes first, or of a group's chunks. A merge has all. */
     int64_t before = (p->n_q - s->row_end + block_q - 1) / block_q, behind = s->row / block_q;
     if (choice_splits_keys(&c->plan->choice)) {
+        const bool has_last = stage == STAGE_MERGE || s->key_end == p->n_kv;
         before = stage == STAGE_MERGE ? 0 : s->key / block_kv;
-        behind = stage == STAGE_MERGE ? 0 : kv_head - (s->key_end + block_kv - 1) / block_kv;
+        behind = has_last ? 0 : kv_head - s->key_end / block_kv;
     }
     const int64_t first = s->head / p->gqa_group * kv_head + s->head % p->gqa_group * head + before;
     const int64_t end = s->head_end / p->gqa_group * kv_head + s->head_end % p->gqa_group * head - behind;

@@ -182,8 +182,9 @@ static bool is_used(const transfer *x, int operand)
     return x->caller[operand].begin && (is_read || !x->merges);
 }
 
-/* The partials of a share's chunks, which lie together, from the work space to the host; or its group's back. */
-static clattn_status copy_partials(const transfer *x, const share *s)
+/* The partials of a share's chunks, which lie together, from the work space to the host, *done when they are there; or its
+ * group's back, at once. */
+static clattn_status copy_partials(const transfer *x, const share *s, cl_event *done)
 {
     const device_choice *c = &x->plan->choice;
     const int64_t chunks = c->stages[0].n_tiles, real_size = x->given->dtype == CLATTN_DTYPE_F64 ? 8 : 4;
@@ -191,12 +192,13 @@ static clattn_status copy_partials(const transfer *x, const share *s)
     const int64_t group = s->entry * x->given->n_heads_kv + s->head / x->given->gqa_group;
     const int64_t first = x->merges ? 0 : s->key / block_kv, end = (s->key_end + block_kv - 1) / block_kv;
     const size_t at = (size_t)((group * chunks + first) * chunk_bytes), bytes = (size_t)((end - first) * chunk_bytes);
+    const cl_command_queue queue = x->plan->device->queue; /* the kernels' own: the work space is theirs */
     if (x->merges)
         RETURN_IF_CL("clEnqueueWriteBuffer",
-                     clEnqueueWriteBuffer(x->queue, x->workspace, CL_TRUE, at, bytes, x->partials + at, 0, NULL, NULL));
+                     clEnqueueWriteBuffer(queue, x->workspace, CL_TRUE, at, bytes, x->partials + at, 0, NULL, NULL));
     else
         RETURN_IF_CL("clEnqueueReadBuffer",
-                     clEnqueueReadBuffer(x->queue, x->workspace, CL_TRUE, at, bytes, x->partials + at, 0, NULL, NULL));
+                     clEnqueueReadBuffer(queue, x->workspace, CL_FALSE, at, bytes, x->partials + at, 0, NULL, done));
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -247,11 +249,17 @@ static clattn_status share_begin(transfer *x, int64_t nth)
     }
     clattn__launch_numbers(&b, plan, &p, x->args);
     if (!is_whole) RETURN_IF_CL("clFlush", clFlush(x->queue)); /* another queue's kernels wait for it */
-    if (x->merges) FORWARD(copy_partials(x, &s));
+    if (x->merges) FORWARD(copy_partials(x, &s, NULL));
     const bool waits = x->copied[set] != NULL;
     FORWARD(clattn__launch(x->plan, &p, plan->device->queue, &b, is_whole ? NULL : &s, waits,
                            waits ? &x->copied[set] : NULL, &x->computed[set]));
     x->is_launched = true;
+    if (x->partials && !x->merges) {
+        cl_event read = NULL;
+        FORWARD(copy_partials(x, &s, &read));
+        clReleaseEvent(x->computed[set]);
+        x->computed[set] = read;
+    }
     if (!is_whole) RETURN_IF_CL("clFlush", clFlush(plan->device->queue)); /* they run while this thread copies */
     return CLATTN_STATUS_SUCCESS;
 }
@@ -261,7 +269,7 @@ static clattn_status share_end(transfer *x, int64_t nth)
     const share s = share_of(x, nth);
     const int set = (int)(nth % x->n_sets);
     FORWARD(wait_for(&x->computed[set]));
-    if (s.skips_merge) return x->partials ? copy_partials(x, &s) : CLATTN_STATUS_SUCCESS;
+    if (s.skips_merge) return CLATTN_STATUS_SUCCESS;
     for (int i = 0; i < OPERANDS; i++) {
         if (!x->caller[i].begin || !x->caller[i].written) continue;
         const tensor_part part = part_of(x, i, &s);

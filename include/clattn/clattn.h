@@ -147,8 +147,8 @@ static inline clattn_buffer clattn_host_buffer(const void *pointer)
 }
 
 /* Runs the plan on host pointers and returns when O and LSE are written. Copies that a device cannot hold at once go
- * there in shares (clattn_context_options.copy_bytes_most); the keys of one head are cut by the decode kernels alone, and
- * must fit elsewhere. */
+ * there in shares (clattn_context_options.copy_bytes_most). The keys of one head are cut by the decode kernels alone, not
+ * those of packed sequences; elsewhere they must fit. */
 CLATTN_API clattn_status clattn_forward(const clattn_plan *plan, const clattn_forward_args *args);
 
 /* One call: a plan for p on context (NULL: the default one), kept for the next call with an equal problem, and
