@@ -1068,9 +1068,9 @@ START_TEST(tune_interrupted)
         test_skip("tune_interrupted", "no OpenCL device");
         return;
     }
-    const int code =
-        run("timeout --preserve-status -s INT 2 \"$CLATTN\" tune 'f32 b1 hq8 hkv8 q1500 kv1500 d64' -o t.txt "
-            "--budget 3600");
+    const int code = run(
+        "timeout --foreground --preserve-status -s INT 2 \"$CLATTN\" tune 'f32 b1 hq8 hkv8 q1500 kv1500 d64' -o t.txt "
+        "--budget 3600");
     ck_assert_msg(code == 0 && strstr(out, "nothing was finished") && !exists("t.txt"), "%d: %s%s", code, out, err);
 }
 END_TEST
