@@ -311,14 +311,18 @@ clattn_status clattn__launch(device_plan *plan, const problem *p, cl_command_que
 /* ---- plan */
 
 /* Some drivers compile at the first enqueue: have that behind us, and know that the kernel runs. n_q = 0 touches no
- * memory. */
+ * memory; but Intel's compiler for CPUs moves loads to before the return, so that forward has some to read. */
 static clattn_status trial_launch(device_plan *plan, const problem *p)
 {
     problem nothing = *p;
-    const launch_buffers none = {0};
+    launch_buffers none = {0};
     const int64_t one_each[STAGES_MOST] = {1, 1, 1, 1, 1};
     cl_event done;
     nothing.n_q = 0;
+    if (plan->choice.pass == CLATTN_PASS_FORWARD) {
+        none.workspace = plan->fixed;
+        for (tensor_name i = 0; i < TENSOR_COUNT; i++) none.operand[i] = plan->fixed;
+    }
     FORWARD(launch_stages(plan, &nothing, plan->device->queue, &none, NULL, one_each, 0, NULL, &done));
     const cl_int code = clWaitForEvents(1, &done);
     clReleaseEvent(done);
@@ -352,10 +356,9 @@ clattn_status clattn__device_plan_create(struct device *d, clattn_context *conte
     plan->threads = context->threads;
     plan->choice = *choice;
     plan->choice.score_source = plan->choice.score_derivative = NULL;
-    clattn_status status;
-    bool again;
-    do {
-        status = CLATTN_STATUS_SUCCESS;
+    clattn_status status = fixed_make(plan, p);
+    bool again = status == CLATTN_STATUS_SUCCESS;
+    while (again) {
         for (int i = 0; i < plan->choice.n_stages && status == CLATTN_STATUS_SUCCESS; i++)
             status = clattn__device_kernel(d, context, &choice->stages[i], choice, &plan->kernels[i]);
         again = false;
@@ -363,11 +366,11 @@ clattn_status clattn__device_plan_create(struct device *d, clattn_context *conte
             status = trial_launch(plan, p);
             again =
                 status != CLATTN_STATUS_SUCCESS && clattn__device_kernels_retire(d, plan->kernels, choice->n_stages);
+            if (again) status = CLATTN_STATUS_SUCCESS; /* from source, this time */
         }
-    } while (again); /* from source, this time */
+    }
     for (int i = 0; i < choice->n_stages && status == CLATTN_STATUS_SUCCESS; i++)
         clattn__device_kernel_keep(d, context, &choice->stages[i], plan->kernels[i]);
-    if (status == CLATTN_STATUS_SUCCESS) status = fixed_make(plan, p);
     if (status != CLATTN_STATUS_SUCCESS) {
         clattn__device_plan_free(plan);
         return status;
