@@ -117,6 +117,9 @@ static int compare_limits(test_data *t, const test_way *way, const int64_t *limi
     return keys_cut;
 }
 
+static const test_way decode_ways[2] = {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+                                        {"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE}};
+
 static const int64_t limits[] = {130000, 60000, 260000};
 enum { N_LIMITS = sizeof limits / sizeof *limits, N_DEVICE_WAYS = 2 };
 
@@ -195,9 +198,6 @@ START_TEST(strides)
 }
 END_TEST
 
-static const test_way decode_ways[] = {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
-                                       {"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE}};
-
 /* The same with the keys cut. */
 START_TEST(strides_of_keys)
 {
@@ -242,40 +242,32 @@ END_TEST
  * a limit is below those of a head; a matrix engine, emulated. */
 START_TEST(other_kernels)
 {
+    static const test_way mma = {"attn_fwd_mma", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_MMA};
     static const struct {
-        test_way way;
+        const test_way *way;
         const char *text;
         int64_t limits[3];
         int keys_cut; /* under how many of them */
     } cases[] = {
-        {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+        {&decode_ways[0],
          "f32 b3 hq4 hkv2 q2 kv600 d16 causal offset=598 alibi mask=b,1,q,kv dropout=0.2:seed=4",
          {260000, 130000, 85000},
          2},
-        {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
-         "f16 hq8 hkv2 d40 varlen=1,2,1:300,20,500 sinks",
-         {160000, 110000, 20000},
-         0},
-        {{"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE},
-         "f16 b3 hq4 hkv2 q2 kv600 d16 causal offset=598 bias=b,1,q,kv",
-         {150000, 100000, 60000},
-         1},
-        {{"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES},
+        {&decode_ways[0], "f16 hq8 hkv2 d40 varlen=1,2,1:300,20,500 sinks", {160000, 110000, 20000}, 0},
+        {&decode_ways[1], "f16 b3 hq4 hkv2 q2 kv600 d16 causal offset=598 bias=b,1,q,kv", {150000, 100000, 60000}, 1},
+        {&decode_ways[0],
          "f32 b1 hq4 hkv1 q2 kv615 d16 window=500,2 offset=610 mask=1,h,q,kv sinks bshd",
          {70000, 60000, 50000},
          3},
-        {{"attn_decode", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE},
+        {&decode_ways[1],
          "f64 b2 hq3 hkv1 q3 kv600 d16 kvlen=437 softcap=4 bias=1,h,q,kv dropout=0.1:seed=2",
          {130000, 120000, 110000},
          3},
-        {{"attn_fwd_mma", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_MMA},
-         "f16 b2 hq4 hkv2 q70 kv93 d40 causal",
-         {120000, 60000, 20000},
-         0},
+        {&mma, "f16 b2 hq4 hkv2 q70 kv93 d40 causal", {120000, 60000, 20000}, 0},
     };
-    if (!can_run(&cases[_i].way, CLATTN_DTYPE_F32)) return;
+    if (!can_run(cases[_i].way, CLATTN_DTYPE_F32)) return;
     test_data *t = test_data_from_text(cases[_i].text, 9);
-    ck_assert_int_eq(compare_limits(t, &cases[_i].way, cases[_i].limits, 3), cases[_i].keys_cut);
+    ck_assert_int_eq(compare_limits(t, cases[_i].way, cases[_i].limits, 3), cases[_i].keys_cut);
     test_data_free(t);
 }
 END_TEST

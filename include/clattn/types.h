@@ -234,10 +234,11 @@ typedef struct clattn_context_options {
     int n_devices;               /* of `devices`, in place of the lines above; default 0: the one that these select.
                                     clattn_context_create_from_cl ignores both */
     const int *devices; /* indices, copied. The first is the context's own device, which backward and clattn_enqueue_*
-                                    take. clattn_forward on the device path is cut into shares of batch entries, heads, rows or,
-                                    of the decode kernels, keys, which all of them work on at once, each by a kernel of its own: what it takes is copied, as
-                                    copy_transfers = 1 has it. A call that has too few of these takes fewer devices, and one
-                                    that cannot run the problem is left out; the explanation says so */
+                                    take. clattn_forward on the device path is cut into shares of batch entries, heads,
+                                    rows or, of the decode kernels, keys, which all of them work on at once, each by a kernel
+                                    of its own: what it takes is copied, as copy_transfers = 1 has it. A call that has too few
+                                    of these takes fewer devices, and one that cannot run the problem is left out; the
+                                    explanation says so */
     int n_threads; /* of the host path, and of copies to and from devices; default 0: one per available processor. The
                       copies of devices beyond the first have their share of as many again */
     clattn_parallel_for_fn *parallel_for; /* for those, but for devices beyond the first: the app's own threads; default
