@@ -1,4 +1,5 @@
 /* The public functions that are no more than a check and a call. */
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -111,17 +112,34 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
 
 /* ---- built programs */
 
+/* Of all devices, one after the other, into data unless that is NULL. */
+static clattn_status binaries(const clattn_plan *plan, char *data, size_t size, size_t *all)
+{
+    *all = 0;
+    for (int i = 0; i <= plan->n_parts && plan->device_plan; i++) {
+        const clattn_plan *part = i ? plan->parts[i - 1] : plan;
+        size_t bytes;
+        FORWARD(
+            clattn__device_plan_binaries(part->device_plan, data ? data + *all : NULL, data ? size - *all : 0, &bytes));
+        *all += bytes;
+    }
+    return CLATTN_STATUS_SUCCESS;
+}
+
 clattn_status clattn_plan_get_binaries(const clattn_plan *plan, void *data, size_t size, size_t *needed)
 {
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
     RETURN_IF(!needed, INVALID_ARGUMENT, "needed is NULL");
-    size_t all = 0;
-    for (int i = 0; i <= plan->n_parts && plan->device_plan; i++) {
-        const clattn_plan *part = i ? plan->parts[i - 1] : plan;
-        size_t bytes;
-        FORWARD(clattn__device_plan_binaries(part->device_plan, data ? (char *)data + all : NULL, data ? size - all : 0,
-                                             &bytes));
-        all += bytes;
+    size_t all;
+    FORWARD(binaries(plan, NULL, 0, &all));
+    if (data) {
+        RETURN_IF(size < all, INVALID_ARGUMENT, "size is %zu; the binaries take %zu bytes", size, all);
+        char *whole = malloc(all + 1); /* all of them or none */
+        RETURN_IF(!whole, OUT_OF_HOST_MEMORY, "no room for %zu bytes of binaries", all);
+        const clattn_status status = binaries(plan, whole, all, &all);
+        if (status == CLATTN_STATUS_SUCCESS) memcpy(data, whole, all);
+        free(whole);
+        FORWARD(status);
     }
     *needed = all;
     return CLATTN_STATUS_SUCCESS;
@@ -227,7 +245,7 @@ clattn_status clattn_scores(const clattn_problem *given, const clattn_forward_ar
 {
     problem p;
     clattn_forward_args inputs;
-    RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
+    FORWARD(clattn__args_check_size(args));
     RETURN_IF(!scores, INVALID_ARGUMENT, "scores is NULL");
     FORWARD(clattn__problem_make(given, &p));
     inputs = *args;

@@ -1,8 +1,10 @@
 #include "context.h"
 
 #include <inttypes.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <clattn/clattn.h>
 
@@ -109,6 +111,7 @@ clattn_status clattn__context_new(const clattn_context_options *given, clattn_co
     }
     c->threads = threads;
     c->verbose = verbose_kinds();
+    atomic_init(&c->process, (int)getpid());
     pthread_mutex_init(&c->lock, NULL);
     const clattn_status status = clattn__tuning_open(c);
     c->options.tuning = c->tuning;
@@ -158,26 +161,40 @@ clattn_status clattn_context_release(clattn_context *c)
     return CLATTN_STATUS_SUCCESS;
 }
 
-static clattn_context *default_context;
-
-static void default_context_make(void)
-{
-    if (clattn__context_new(NULL, &default_context) != CLATTN_STATUS_SUCCESS) default_context = NULL;
-}
-
 clattn_status clattn__context_default(clattn_context **context)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, default_context_make);
-    RETURN_IF(!default_context, OUT_OF_HOST_MEMORY, "no room for the default context");
-    *context = default_context;
+    static _Atomic(clattn_context *) the_default;
+    clattn_context *made, *there = atomic_load(&the_default);
+    if (!there) {
+        FORWARD(clattn__context_new(NULL, &made));
+        if (atomic_compare_exchange_strong(&the_default, &there, made))
+            there = made;
+        else
+            clattn_context_release(made); /* another thread was first */
+    }
+    *context = there;
     return CLATTN_STATUS_SUCCESS;
+}
+
+void clattn__context_lock(clattn_context *c)
+{
+    const int self = (int)getpid();
+    for (int owner = atomic_load(&c->process); owner != self; owner = atomic_load(&c->process)) {
+        if (owner == -self || !atomic_compare_exchange_strong(&c->process, &owner, -self)) {
+            sched_yield(); /* another thread of the child is at it */
+            continue;
+        }
+        pthread_mutex_init(&c->lock, NULL);
+        memset(c->cached, 0, sizeof c->cached);
+        atomic_store(&c->process, self);
+    }
+    pthread_mutex_lock(&c->lock);
 }
 
 clattn_status clattn__context_device(clattn_context *c, struct device **d)
 {
     clattn_status status = CLATTN_STATUS_SUCCESS;
-    pthread_mutex_lock(&c->lock);
+    clattn__context_lock(c);
     if (!c->device && !c->device_tried) {
         status = clattn__device_open(&c->options, &c->device);
         c->device_tried = status == CLATTN_STATUS_SUCCESS || status == CLATTN_STATUS_NO_DEVICE; /* others may pass */

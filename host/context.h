@@ -31,6 +31,7 @@ struct clattn_context {
     host_threads *threads;
     unsigned verbose;      /* a bit for each log_kind that CLATTN_VERBOSE named when the context was made */
     bool from_app;         /* made on the app's own cl_context */
+    atomic_int process;    /* whose lock it is; see clattn__context_lock */
     pthread_mutex_t lock;  /* guards what follows */
     struct device *device; /* NULL until opened */
     bool device_tried;
@@ -61,6 +62,10 @@ clattn_status clattn__context_new(const clattn_context_options *options, clattn_
 
 /* The process's own context, made at first use and kept. */
 clattn_status clattn__context_default(clattn_context **context);
+
+/* Takes context->lock. In a child of fork() the first call makes the lock anew, for whoever held it may not be there, and
+ * forgets the cached plans, whose kernels do not run there. */
+void clattn__context_lock(clattn_context *context);
 
 /* The context's device, opened if need be; NO_DEVICE and a sentence when there is none. */
 clattn_status clattn__context_device(clattn_context *context, struct device **d);

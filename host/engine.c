@@ -134,7 +134,7 @@ static clattn_status check(clattn_context *context, device *d, matrix_engine eng
 clattn_status clattn__engine_check(clattn_context *context, device *d, matrix_engine engine, clattn_dtype dtype)
 {
     engine_trial *kept = &context->engine_trials[engine][dtype == CLATTN_DTYPE_BF16], seen;
-    pthread_mutex_lock(&context->lock);
+    clattn__context_lock(context);
     seen = *kept;
     pthread_mutex_unlock(&context->lock);
     if (!seen.is_over) { /* without the lock, for it logs; two threads may try at once */
@@ -149,7 +149,7 @@ clattn_status clattn__engine_check(clattn_context *context, device *d, matrix_en
         if (status != CLATTN_STATUS_SUCCESS)
             snprintf(seen.refused, sizeof seen.refused, "%.*s", (int)sizeof seen.refused - 1,
                      clattn_last_error()->message);
-        pthread_mutex_lock(&context->lock);
+        clattn__context_lock(context);
         *kept = seen;
         pthread_mutex_unlock(&context->lock);
     }

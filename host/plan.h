@@ -73,6 +73,10 @@ static inline bool choice_splits_keys(const device_choice *c)
 /* Whether calls with host pointers let the kernels work in the caller's memory, but for overlaps and gaps. */
 bool clattn__plan_in_place(const problem *p, const device_profile *device);
 
+/* UNSUPPORTED and a sentence when every call with host pointers would need copies that the device may not hold; calls with
+ * cl_mem run none the less. */
+clattn_status clattn__plan_check_copies(const problem *p, const device_profile *device, const device_choice *choice);
+
 /* The device's kernel for a clattn_kernel of AUTO. */
 clattn_kernel clattn__plan_device_kernel(const device_profile *device, clattn_pass pass);
 

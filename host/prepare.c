@@ -38,6 +38,16 @@ static void leave_engine(device_profile *usable, text *why, int *nth)
     *nth = -1;
 }
 
+/* The device as the app wants it. */
+static device_profile wanted_profile(const clattn_context *context, const struct device *d)
+{
+    const clattn_context_options *wishes = &context->options;
+    device_profile profile = *clattn__device_profile(d);
+    if (wishes->copy_transfers) profile.shares_host_memory = false;
+    if (wishes->copy_bytes_most) profile.copy_bytes_most = wishes->copy_bytes_most;
+    return profile;
+}
+
 /* Tries the device's variants, best first, until one builds, fits and runs. When none does, the answer is what
  * became of the last that was tried, or why none could be. */
 static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of, const clattn_plan_options *options,
@@ -45,10 +55,7 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
 {
     struct device *d;
     FORWARD(clattn__context_device(plan->context, &d));
-    const clattn_context_options *wishes = &plan->context->options;
-    device_profile usable = *clattn__device_profile(d); /* as the app wants it, and without an engine that fails */
-    if (wishes->copy_transfers) usable.shares_host_memory = false;
-    if (wishes->copy_bytes_most) usable.copy_bytes_most = wishes->copy_bytes_most;
+    device_profile usable = wanted_profile(plan->context, d); /* and without an engine that fails */
     if (several) {
         usable.n_devices = 1 + plan->context->n_further;
         clattn__devices_limit(plan->context, &usable);
@@ -206,8 +213,12 @@ static clattn_status prepare(clattn_plan *plan, const clattn_problem *text_of, c
                 text_add(why, "none: %s\n", last_sentence());
         }
     } else {
-        const clattn_status status = prepare_device(plan, text_of, options, why);
+        clattn_status status = prepare_device(plan, text_of, options, why);
         plan->path = CLATTN_PATH_DEVICE;
+        if (status == CLATTN_STATUS_SUCCESS && wanted == CLATTN_PATH_AUTO) {
+            const device_profile profile = wanted_profile(plan->context, plan->context->device);
+            status = clattn__plan_check_copies(&plan->problem, &profile, &plan->choice);
+        }
         if (status != CLATTN_STATUS_SUCCESS) {
             const bool is_the_apps = status == CLATTN_STATUS_BUILD_FAILED && plan->problem.score_function.source;
             if (wanted == CLATTN_PATH_DEVICE || is_the_apps || status == CLATTN_STATUS_OUT_OF_HOST_MEMORY)
@@ -281,7 +292,7 @@ clattn_status clattn__plan_find(clattn_context *context, const problem *p, const
                                 clattn_plan **out)
 {
     clattn_plan **cached = context->cached, *found = NULL;
-    pthread_mutex_lock(&context->lock);
+    clattn__context_lock(context);
     for (int i = 0; i < CACHED_PLANS && cached[i] && !found; i++) {
         if (memcmp(&cached[i]->problem, p, sizeof *p)) continue;
         found = cached[i];
@@ -293,7 +304,7 @@ clattn_status clattn__plan_find(clattn_context *context, const problem *p, const
     if (!found) {
         FORWARD(clattn__plan_make(context, p, text_of, NULL, false, &found));
         atomic_fetch_add(&found->references, 1);
-        pthread_mutex_lock(&context->lock);
+        clattn__context_lock(context);
         clattn_plan *last = cached[CACHED_PLANS - 1];
         memmove(cached + 1, cached, sizeof *cached * (CACHED_PLANS - 1));
         cached[0] = found;

@@ -18,6 +18,7 @@ const char *const clattn__tensor_names[TENSOR_COUNT] = {
 };
 
 #define SCALE_MAX_F32 2e38 /* times log2(e) it is still an f32 */
+#define SCALE_MAX_F64 1e308
 
 void clattn_problem_init(clattn_problem *p, clattn_dtype dtype, int64_t batch, int64_t n_heads_q, int64_t n_heads_kv,
                          int64_t n_q, int64_t n_kv, int64_t head_dim)
@@ -243,8 +244,10 @@ clattn_status clattn__problem_make(const clattn_problem *g, problem *p)
               "n_heads_q is %" PRId64 "; it must be a multiple of n_heads_kv, %" PRId64, g->n_heads_q, g->n_heads_kv);
     const bool is_auto = g->scale == CLATTN_SCALE_AUTO;
     RETURN_IF(!isfinite(g->scale), INVALID_ARGUMENT, "scale is %g; it must be finite", g->scale);
-    RETURN_IF(!is_auto && g->dtype != CLATTN_DTYPE_F64 && fabs(g->scale) > SCALE_MAX_F32, INVALID_ARGUMENT,
-              "scale is %g; it must be at most %g, for scores are f32", g->scale, SCALE_MAX_F32);
+    const double scale_most = g->dtype == CLATTN_DTYPE_F64 ? SCALE_MAX_F64 : SCALE_MAX_F32;
+    RETURN_IF(!is_auto && fabs(g->scale) > scale_most, INVALID_ARGUMENT,
+              "scale is %g; it must be at most %g, for scores are %s", g->scale, scale_most,
+              g->dtype == CLATTN_DTYPE_F64 ? "f64" : "f32");
     FORWARD(check_window("mask.window_left", g->mask.window_left));
     FORWARD(check_window("mask.window_right", g->mask.window_right));
     RETURN_IF(!g->kv_length_per_batch && g->kv_length != CLATTN_KV_LENGTH_ALL &&
@@ -414,12 +417,18 @@ static clattn_status check_cu_seqlens(const char *name, const int64_t *cu, int64
     return CLATTN_STATUS_SUCCESS;
 }
 
-clattn_status clattn__problem_check_args(const problem *p, const clattn_forward_args *args)
+clattn_status clattn__args_check_size(const clattn_forward_args *args)
 {
     RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
     RETURN_IF(args->struct_size != sizeof *args, INVALID_ARGUMENT,
               "args.struct_size is %zu; this library knows %zu: call clattn_forward_args_init", args->struct_size,
               sizeof *args);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__problem_check_args(const problem *p, const clattn_forward_args *args)
+{
+    FORWARD(clattn__args_check_size(args));
     for (tensor_name i = 0; i < TENSOR_COUNT; i++) {
         const tensor_shape *t = &p->tensor[i];
         if (!t->size) continue; /* not part of the problem: not looked at */
@@ -531,12 +540,18 @@ static clattn_status check_gradients_apart(const problem *p, const clattn_backwa
     return CLATTN_STATUS_SUCCESS;
 }
 
-clattn_status clattn__problem_check_backward_args(const problem *p, const clattn_backward_args *args)
+clattn_status clattn__backward_args_check_size(const clattn_backward_args *args)
 {
     RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
     RETURN_IF(args->struct_size != sizeof *args, INVALID_ARGUMENT,
               "args.struct_size is %zu; this library knows %zu: call clattn_backward_args_init", args->struct_size,
               sizeof *args);
+    return CLATTN_STATUS_SUCCESS;
+}
+
+clattn_status clattn__problem_check_backward_args(const problem *p, const clattn_backward_args *args)
+{
+    FORWARD(clattn__backward_args_check_size(args));
     FORWARD(clattn__problem_check_args(p, &args->forward));
     RETURN_IF(p->tensor[TENSOR_LSE].bytes && !args->forward.lse.host && !args->forward.lse.mem, INVALID_ARGUMENT,
               "args.forward.lse is absent; the forward call must store it");

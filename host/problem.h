@@ -79,6 +79,10 @@ extern const char *const clattn__tensor_names[TENSOR_COUNT];
 /* The one place that rejects a description. */
 clattn_status clattn__problem_make(const clattn_problem *given, problem *p);
 
+/* No args, or those of another version of the library? */
+clattn_status clattn__args_check_size(const clattn_forward_args *args);
+clattn_status clattn__backward_args_check_size(const clattn_backward_args *args);
+
 /* Rejects args that p cannot run with, wherever the buffers lie: missing ones, misplaced offsets, and numbers that lie in
  * host memory. */
 clattn_status clattn__problem_check_args(const problem *p, const clattn_forward_args *args);

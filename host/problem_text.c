@@ -307,9 +307,14 @@ clattn_status clattn_problem_text_args(const char *given, uint64_t *seed, int64_
 static void real_to_text(text *t, const char *name, double x)
 {
     char number[64];
+    size_t n = 0;
     snprintf(number, sizeof number, "%.17g", x);
-    for (char *c = number; *c; c++)
-        if (*c == ',') *c = '.'; /* the locale's */
+    for (const char *c = number; *c; c++) /* the locale's point, of one byte or several, becomes one */
+        if (strchr("+-0123456789aefin", *c))
+            number[n++] = *c;
+        else if (n && number[n - 1] != '.')
+            number[n++] = '.';
+    number[n] = 0;
     text_add(t, " %s=%s", name, number);
 }
 

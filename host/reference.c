@@ -244,7 +244,7 @@ clattn_status clattn_reference_forward(const clattn_problem *given, const clattn
 {
     problem p;
     clattn_forward_args inputs;
-    RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
+    FORWARD(clattn__args_check_size(args));
     RETURN_IF(!o, INVALID_ARGUMENT, "o is NULL");
     inputs = *args; /* o stands for args.o in the checks */
     inputs.o = clattn_host_buffer(o);
@@ -270,7 +270,7 @@ clattn_status clattn_reference_scores(const clattn_problem *given, const clattn_
 {
     problem p;
     clattn_forward_args inputs;
-    RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
+    FORWARD(clattn__args_check_size(args));
     RETURN_IF(!scores, INVALID_ARGUMENT, "scores is NULL");
     inputs = *args;
     inputs.o = inputs.lse = clattn_host_buffer(NULL);
@@ -304,7 +304,7 @@ clattn_status clattn_reference_backward(const clattn_problem *given, const clatt
 {
     problem p;
     clattn_backward_args inputs;
-    RETURN_IF(!args, INVALID_ARGUMENT, "args is NULL");
+    FORWARD(clattn__backward_args_check_size(args));
     RETURN_IF(!gradients, INVALID_ARGUMENT, "gradients is NULL");
     FORWARD(clattn__problem_make(given, &p));
     inputs = *args;

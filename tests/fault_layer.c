@@ -2,6 +2,7 @@
  * and limits launches. Tests steer it through fault_layer.h; for any other program:
  *   CLATTN_FAULT_GUARD=1       guard buffers
  *   CLATTN_FAULT_MOST=N        limit work-items
+ *   CLATTN_FAULT_CALL=K        let the K-th call fail
  *   CLATTN_FAULT_REPORT=1      report what lives and was misused on stderr at the end, and exit with 99 when anything */
 #define _DEFAULT_SOURCE
 #define CL_TARGET_OPENCL_VERSION 300

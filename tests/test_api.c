@@ -311,6 +311,7 @@ static const problem_case refused[] = {
     {"scale inf", {X(scale, (double)INFINITY)}, {"scale is inf"}},
     {"scale -inf", {X(scale, -(double)INFINITY)}, {"scale is -inf"}},
     {"scale NaN", {X(scale, (double)NAN)}, {"scale is", "nan"}},
+    {"scale of f64", {X(scale, 1.5e308), I(dtype, CLATTN_DTYPE_F64)}, {"scale is 1.5e+308", "1e+308"}},
     {"window_left -2", {L(mask.window_left, -2)}, {"window_left is -2", "-1 for no bound"}},
     {"window_left least", {L(mask.window_left, INT64_MIN)}, {"window_left is -9223372036854775808"}},
     {"window_right -2", {L(mask.window_right, -2)}, {"window_right is -2"}},

@@ -1173,6 +1173,43 @@ START_TEST(backward_is_right)
 }
 END_TEST
 
+/* With dO = 0 and V = K, dQ is scale * dLSE * O. */
+START_TEST(d_lse_is_read)
+{
+    static char whole[4096], o[4096];
+    static const char *const paths[] = {"host", "device"};
+    const float zeros[sizeof q / sizeof(float)] = {0};
+    float d_lse[2 * 2 * 3];
+    char command[256];
+    clattn_device_info info;
+    if (_i && !test_device_info(&info)) {
+        test_skip("d_lse_is_read", "no OpenCL device");
+        return;
+    }
+    for (int i = 0; i < 12; i++) d_lse[i] = (float)(i % 5) - 2;
+    npy("do.npy", "'<f4'", "False", "(2, 2, 3, 4)", zeros, sizeof zeros);
+    npy("dlse.npy", "'<f4'", "False", "(2, 2, 3)", d_lse, sizeof d_lse);
+    snprintf(command, sizeof command, "forward --q q.npy --k k.npy --v k.npy --scale 0.25 -o o.npy --path %s",
+             paths[_i]);
+    expect_good(command);
+    ck_assert_uint_eq(slurp("o.npy", o, sizeof o), 128 + sizeof q);
+    snprintf(command, sizeof command,
+             "backward --q q.npy --k k.npy --v k.npy --do do.npy --dlse dlse.npy --scale 0.25 --dq dq.npy --path %s",
+             paths[_i]);
+    expect_good(command);
+    ck_assert_uint_eq(slurp("dq.npy", whole, sizeof whole), 128 + sizeof q);
+    for (int row = 0; row < 12; row++)
+        for (int d = 0; d < 4; d++) {
+            const float got = ((const float *)(whole + 128))[row * 4 + d];
+            const float want = 0.25f * d_lse[row] * ((const float *)(o + 128))[row * 4 + d];
+            ck_assert_msg(fabsf(got - want) < 1e-6F, "dq[%d][%d] is %g, not %g", row, d, (double)got, (double)want);
+        }
+    npy("dlse.npy", "'<f4'", "False", "(2, 3, 2)", d_lse, sizeof d_lse);
+    expect_refused("backward --q q.npy --k k.npy --v k.npy --do do.npy --dlse dlse.npy --dq dq.npy", 2,
+                   "it must be [2, 2, 3]");
+}
+END_TEST
+
 START_TEST(compare_codes)
 {
     expect_good("compare 'f32 b1 hq2 hkv1 q40 kv200 d32 causal'");
@@ -1237,6 +1274,7 @@ Suite *test_suite(void)
     tcase_add_test(t, devices_listed);
     tcase_add_test(t, without_devices);
     tcase_add_loop_test(t, backward_is_right, 0, 2);
+    tcase_add_loop_test(t, d_lse_is_read, 0, 2);
     tcase_add_test(t, compare_codes);
     tcase_add_loop_test(t, selftest, 0, 2);
 

@@ -3,7 +3,10 @@
 #include "harness.h"
 
 #include <inttypes.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include "context.h"
 #include "device.h"
 #include "error.h"
 #include "half.h"
@@ -955,6 +958,36 @@ START_TEST(text_is_cut)
 }
 END_TEST
 
+/* A thread that the child does not have held the lock. */
+START_TEST(lock_after_fork)
+{
+    const float q[2 * 4] = {1}, v[2 * 4] = {3, 1, 4, 1, 5, 9, 2, 6};
+    clattn_problem p;
+    clattn_context_options options;
+    clattn_context *context;
+    int status;
+    clattn_problem_init(&p, CLATTN_DTYPE_F32, 1, 1, 1, 1, 2, 4);
+    clattn_context_options_init(&options);
+    options.device = CLATTN_DEVICE_NONE;
+    test_ok(clattn_context_create(&options, &context));
+    clattn__context_lock(context);
+    const pid_t child = fork();
+    ck_assert_int_ge(child, 0);
+    if (child == 0) {
+        float o[4] = {0};
+        alarm(20); /* ends it */
+        bool good = true;
+        for (int i = 0; i < 2; i++) /* the second plan is a cached one */
+            good = good && clattn_attention(context, &p, q, q, v, o, NULL) == CLATTN_STATUS_SUCCESS && o[3] > 1;
+        _exit(!good);
+    }
+    pthread_mutex_unlock(&context->lock);
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_int_eq(status, 0);
+    clattn_context_release(context);
+}
+END_TEST
+
 /* ---- 16-bit formats, against arithmetic in double that knows only what the formats mean */
 
 typedef struct format {
@@ -1498,6 +1531,7 @@ Suite *test_suite(void)
     tcase_add_test(t, canonical_problem_has_no_holes);
     tcase_add_test(t, error_keeps_its_bounds);
     tcase_add_test(t, text_is_cut);
+    tcase_add_test(t, lock_after_fork);
 
     t = add_case(s, "half");
     tcase_add_test(t, half_all_values);

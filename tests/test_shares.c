@@ -375,6 +375,37 @@ START_TEST(gradients)
 }
 END_TEST
 
+/* Where no call could go well AUTO takes the host, and keeps the kernel for cl_mem. 0: gradients that would be copied;
+ * 1: an output with gaps. */
+START_TEST(auto_takes_the_host)
+{
+    clattn_problem p;
+    clattn_plan_options options;
+    clattn_plan *plan;
+    if (!can_run(&test_ways[1], CLATTN_DTYPE_F32)) return;
+    test_ok(clattn_problem_from_text(CAUSAL, &p));
+    if (_i) spread(&p, 0);
+    clattn_plan_options_init(&options);
+    options.pass = _i ? CLATTN_PASS_FORWARD : CLATTN_PASS_BACKWARD;
+    for (int is_small = 0; is_small < 2; is_small++) {
+        test_ok(clattn_plan_create(limited(is_small ? 20000 : 20000000, !_i), &p, &options, &plan));
+        const clattn_plan_info info = info_of(plan);
+        const char *why = clattn_plan_explain(plan);
+        ck_assert_int_eq(info.path, is_small ? CLATTN_PATH_HOST : CLATTN_PATH_DEVICE);
+        ck_assert_int_ne(info.cl_kernel, CLATTN_KERNEL_AUTO);
+        ck_assert_msg(!is_small || (strstr(why, "path host: ") && strstr(why, "may hold 20000 at a time")), "%s", why);
+        if (is_small && _i) {
+            test_data *t = test_data_make(&p, 3);
+            test_reference(t);
+            test_forward(t, plan);
+            test_compare(t, "on the host");
+            test_data_free(t);
+        }
+        clattn_plan_release(plan);
+    }
+}
+END_TEST
+
 /* ---- many threads, one plan */
 
 START_TEST(one_plan)
@@ -440,6 +471,7 @@ Suite *test_suite(void)
     tcase_add_test(c, limit_too_small);
     tcase_add_loop_test(c, in_place, 0, 2);
     tcase_add_loop_test(c, gradients, 0, 2);
+    tcase_add_loop_test(c, auto_takes_the_host, 0, 2);
     c = test_case(s, "threads");
     tcase_add_test(c, large_copies);
     tcase_add_loop_test(c, one_plan, 0, N_DEVICE_WAYS);

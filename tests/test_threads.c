@@ -418,6 +418,54 @@ START_TEST(fork_after_host_use)
 }
 END_TEST
 
+/* Ends the process with 0 when it is told that OpenCL does not work there, and the host path does. */
+static void child_of_device(const shared_plan *s, clattn_context *context)
+{
+    int count = 7;
+    clattn_plan_options options;
+    clattn_plan *plan;
+    void *o = malloc(s->o_bytes);
+    float *lse = malloc(s->lse_bytes);
+    const test_data *t = s->first;
+    clattn_plan_options_init(&options);
+    options.path = CLATTN_PATH_DEVICE;
+    int failures = !o || !lse || clattn_device_count(&count) != CLATTN_STATUS_OPENCL_ERROR || count != 7;
+    failures += clattn_plan_create(context, &t->p, &options, &plan) != CLATTN_STATUS_OPENCL_ERROR;
+    failures += call_plan(s, o, lse) == 0 || clattn_last_error()->status != CLATTN_STATUS_OPENCL_ERROR;
+    for (int i = 0; i < 2 && !failures; i++) {
+        clattn_context *const c = i ? NULL : context;
+        memset(o, 0xff, s->o_bytes);
+        failures += clattn_attention(c, &t->p, t->q, t->k, t->v, o, lse) != CLATTN_STATUS_SUCCESS;
+        for (size_t at = 0; at < s->o_bytes / sizeof(float) && !failures; at++)
+            failures += !(fabsf(((float *)o)[at] - ((const float *)t->o)[at]) < 1e-4F);
+    }
+    _exit(failures != 0);
+}
+
+/* The child has the context and its plans, but no OpenCL. */
+START_TEST(fork_after_device_use)
+{
+    const clattn_problem p = parse("f32 b2 hq3 hkv3 q200 kv200 d64 causal");
+    clattn_context *context = test_context();
+    if (!context) return;
+    test_data *t = test_data_make(&p, 5);
+    clattn_plan *plan = test_plan(context, &p, &test_ways[1], 0, 0, 0);
+    test_reference(t);
+    test_forward(t, plan);
+    test_compare(t, "before the fork");
+    test_ok(clattn_attention(context, &p, t->q, t->k, t->v, t->o, NULL)); /* a cached plan */
+    const shared_plan s = shared_plan_of(plan, t);
+    const pid_t child = fork();
+    ck_assert_int_ge(child, 0);
+    if (child == 0) child_of_device(&s, context);
+    ck_assert_int_eq(wait_for(child), 0);
+    test_forward(t, plan);
+    test_compare(t, "after the fork");
+    clattn_plan_release(plan);
+    test_data_free(t);
+}
+END_TEST
+
 Suite *test_suite(void)
 {
     Suite *suite = suite_create("threads");
@@ -431,5 +479,6 @@ Suite *test_suite(void)
     TCase *own = test_case(suite, "the app's processes and threads");
     tcase_add_test(own, app_threads);
     tcase_add_test(own, fork_after_host_use);
+    tcase_add_test(own, fork_after_device_use);
     return suite;
 }

@@ -317,7 +317,7 @@ static int race_host(tuner *t, int64_t rows, double end, double *ratio, char lin
     return code;
 }
 
-/* From 128 rows on upwards while the host is faster, else downwards while the device is. */
+/* Upwards from twice HOST_ROWS while the host is faster, else downwards from HOST_ROWS while the device is. */
 static int tune_host(tuner *t)
 {
     char line[LINE_SIZE] = "", tried[LINE_SIZE];

@@ -8,10 +8,11 @@
 #define PROBLEM_NOTE                                                                                                   \
     "\nPROBLEM is one line of words, such as\n"                                                                        \
     "    f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [offset=896] [window=256,0]\n"                               \
-    "    [kvlen=1000] [scale=0.5] [bshd] [softcap=30] [alibi] [bias=1,h,q,kv:f16] [mask=b,1,1,kv]\n"                   \
+    "    [kvlen=1000] [scale=0.5] [bshd] [softcap=30] [alibi[=per-batch]] [bias=1,h,q,kv:f16] [mask=b,1,1,kv]\n"       \
     "    [sinks] [dropout=0.1:seed=7] [varlen=3,5,0,17]\n"                                                             \
     "offset and kvlen may be per-batch. Dimensions of bias and mask that are 1 are broadcast. varlen lists\n"          \
-    "the sequences' lengths, or QUERIES:KEYS, and stands for b, q and kv.\n"                                           \
+    "the sequences' lengths, or QUERIES:KEYS, and stands for b, q and kv. b, hkv and dv may be left out:\n"            \
+    "1, hq and d.\n"                                                                                                   \
     "Its data is random: Q, K, V, bias and sinks N(0,1), and 0.7 of the mask is true.\n"
 
 static const command commands[] = {

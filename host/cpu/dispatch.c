@@ -149,13 +149,19 @@ bool clattn__cpu_pairs_pay(void)
 
 bool clattn__cpu_has_pairs(void) { return highest_rung() >= RUNG_AVX512_BF16; }
 
-static int rung_in_use(void)
+/* -1: CLATTN_CPU names none. */
+static int named_rung(void)
 {
     const char *most = getenv("CLATTN_CPU");
-    int rung = highest_rung();
     for (int i = 0; most && i < RUNG_COUNT; i++)
-        if (!strcmp(most, rung_names[i]) && i < rung) rung = i;
-    return rung;
+        if (!strcmp(most, rung_names[i])) return i;
+    return -1;
+}
+
+static int rung_in_use(void)
+{
+    const int most = named_rung(), rung = highest_rung();
+    return most >= 0 && most < rung ? most : rung;
 }
 
 /* A column of a ladder. */
@@ -164,7 +170,7 @@ static int column_of(clattn_dtype dtype) { return dtype == CLATTN_DTYPE_F64 ? 0 
 /* Where vdpbf16ps does not pay, the rung below, unless the user names it. */
 static int rung_that_pays(int rung)
 {
-    return rung == RUNG_AVX512_BF16 && !clattn__cpu_pairs_pay() && !getenv("CLATTN_CPU") ? RUNG_AVX512 : rung;
+    return rung == RUNG_AVX512_BF16 && !clattn__cpu_pairs_pay() && named_rung() < 0 ? RUNG_AVX512 : rung;
 }
 
 const host_ops *clattn__host_ops(clattn_dtype dtype)

@@ -75,8 +75,7 @@ static bool has_key(const program_record *r, const char *key, size_t length)
     return r->key && key && r->key_bytes == length && !memcmp(r->key, key, length);
 }
 
-/* The size of the device's binary, and with `to` its bytes, which must still be as many. */
-static cl_int binary_get(cl_program program, cl_device_id id, size_t *size, unsigned char *to)
+cl_int clattn__binary_get(cl_program program, cl_device_id id, size_t *size, unsigned char *to)
 {
     cl_device_id devices[DEVICES_MOST];
     size_t sizes[DEVICES_MOST] = {0}, bytes = 0, i = 0;
@@ -100,12 +99,12 @@ clattn_status clattn__record_make(const char *key, cl_program program, cl_device
     record_header h = {.version = FORMAT_VERSION, .key_bytes = strlen(key)};
     memset(r, 0, sizeof *r);
     if (!h.key_bytes) return CLATTN_STATUS_SUCCESS;
-    RETURN_IF_CL("clGetProgramInfo", binary_get(program, id, &bytes, NULL));
+    RETURN_IF_CL("clGetProgramInfo", clattn__binary_get(program, id, &bytes, NULL));
     if (!bytes) return CLATTN_STATUS_SUCCESS;
     const size_t at = sizeof h + (size_t)h.key_bytes, summed = at + bytes, size = summed + sizeof(uint64_t);
     unsigned char *data = malloc(size);
     RETURN_IF(!data, OUT_OF_HOST_MEMORY, "no room for a program's binary of %zu bytes", bytes);
-    const cl_int code = binary_get(program, id, &bytes, data + at);
+    const cl_int code = clattn__binary_get(program, id, &bytes, data + at);
     if (code != CL_SUCCESS) {
         free(data);
         return clattn__cl_fail("clGetProgramInfo", code);

@@ -47,6 +47,9 @@ bool clattn__cache_find(const program_cache *c, program_origin origin, const cha
  * a sentence, in both cases. */
 bool clattn__cache_store(const program_cache *c, const program_record *record, char *what, size_t what_size);
 
+/* The size of the device's binary, and with `to` its bytes, which must still be as many. */
+cl_int clattn__binary_get(cl_program program, cl_device_id id, size_t *size, unsigned char *to);
+
 /* The record of a program that has run, for the device. No data when the driver has no binary or the key is "". */
 clattn_status clattn__record_make(const char *key, cl_program program, cl_device_id id, program_record *record);
 

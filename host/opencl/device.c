@@ -1,5 +1,5 @@
 /* Finding, probing and opening devices. */
-#include <ctype.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -229,11 +229,23 @@ static clattn_status probe_profile(probe *d, device_profile *p, const char **ref
 
 /* ---- enumeration: devices of all platforms, in the loader's order */
 
+/* OpenCL waits for ever in a child of a process that has used it. */
+static clattn_status check_first_user(void)
+{
+    static atomic_int user;
+    int first = 0;
+    const int self = (int)getpid();
+    RETURN_IF(!atomic_compare_exchange_strong(&user, &first, self) && first != self, OPENCL_ERROR,
+              "OpenCL was used by process %d, which forked: it does not work in the child", first);
+    return CLATTN_STATUS_SUCCESS;
+}
+
 static clattn_status all_devices(cl_device_id **devices, int *count)
 {
     cl_uint n_platforms = 0;
     *devices = NULL;
     *count = 0;
+    FORWARD(check_first_user());
     const cl_int code = clGetPlatformIDs(0, NULL, &n_platforms);
     if (code == -1001 || (code == CL_SUCCESS && n_platforms == 0)) return CLATTN_STATUS_SUCCESS;
     RETURN_IF_CL("clGetPlatformIDs", code);
@@ -274,8 +286,10 @@ static clattn_status all_devices(cl_device_id **devices, int *count)
 clattn_status clattn__device_count(int *count)
 {
     cl_device_id *devices;
-    FORWARD(all_devices(&devices, count));
+    int n;
+    FORWARD(all_devices(&devices, &n));
     free(devices);
+    *count = n;
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -288,8 +302,9 @@ static const char *kernel_reason(const device_profile *p)
     return "K and V blocks in local memory; f16 and bf16 in its matrix engine: attn_fwd_mma";
 }
 
-static clattn_status describe(cl_device_id id, int index, clattn_device_info *info)
+static clattn_status describe(cl_device_id id, int index, clattn_device_info *answer)
 {
+    clattn_device_info described, *const info = &described;
     device_profile p;
     const char *refused;
     probe d = {id, CL_SUCCESS};
@@ -318,6 +333,7 @@ static clattn_status describe(cl_device_id id, int index, clattn_device_info *in
     info->kernel = *refused ? CLATTN_KERNEL_AUTO : clattn__plan_device_kernel(&p, CLATTN_PASS_FORWARD);
     snprintf(info->why, sizeof info->why, "%s", *refused ? refused : kernel_reason(&p));
     RETURN_IF_CL("clGetDeviceInfo", d.failed);
+    *answer = described;
     return CLATTN_STATUS_SUCCESS;
 }
 
@@ -338,11 +354,14 @@ clattn_status clattn__device_describe(int index, clattn_device_info *info)
 
 /* ---- selection */
 
+/* In no locale: in a Turkish one tolower('I') is not 'i'. */
+static int lower(char c) { return c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c; }
+
 static bool contains(const char *whole, const char *part)
 {
     for (; *whole; whole++) {
         size_t i = 0;
-        while (part[i] && tolower((unsigned char)whole[i]) == tolower((unsigned char)part[i])) i++;
+        while (part[i] && lower(whole[i]) == lower(part[i])) i++;
         if (!part[i]) return true;
     }
     return !*part;
@@ -354,6 +373,8 @@ static clattn_status select_index(const clattn_context_options *o, cl_device_id 
 {
     clattn_device_info info;
     clattn_status failed = CLATTN_STATUS_SUCCESS;
+    error_state before;
+    clattn__error_save(&before);
     *index = o->device == CLATTN_DEVICE_INDEX && o->device_index < count ? o->device_index : -1;
     for (int i = 0; i < count && o->device != CLATTN_DEVICE_INDEX; i++) {
         const clattn_status status = describe(devices[i], i, &info);
@@ -367,7 +388,9 @@ static clattn_status select_index(const clattn_context_options *o, cl_device_id 
         if (is_named || (is_default && (*index < 0 || !strcmp(info.type, "gpu")))) *index = i;
         if (is_named || (is_default && !strcmp(info.type, "gpu"))) break;
     }
-    return *index < 0 ? failed : CLATTN_STATUS_SUCCESS;
+    if (*index < 0) return failed;
+    clattn__error_restore(&before);
+    return CLATTN_STATUS_SUCCESS;
 }
 
 clattn_status clattn__device_open(const clattn_context_options *o, struct device **d)
@@ -399,6 +422,7 @@ clattn_status clattn__device_open(const clattn_context_options *o, struct device
 
 clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **out)
 {
+    FORWARD(check_first_user());
     cl_int code;
     struct device *d = calloc(1, sizeof *d);
     RETURN_IF(!d, OUT_OF_HOST_MEMORY, "no room for a device");

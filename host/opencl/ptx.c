@@ -31,10 +31,10 @@ clattn_status clattn__ptx_for_90a(char *ptx, size_t size)
 clattn_status clattn__ptx_uncover_90a(const struct device *d, cl_program built, cl_program *program)
 {
     size_t size = 0;
-    RETURN_IF_CL("clGetProgramInfo", clGetProgramInfo(built, CL_PROGRAM_BINARY_SIZES, sizeof size, &size, NULL));
+    RETURN_IF_CL("clGetProgramInfo", clattn__binary_get(built, d->id, &size, NULL));
     char *ptx = malloc(size ? size : 1);
     RETURN_IF(!ptx, OUT_OF_HOST_MEMORY, "no room for %zu bytes of PTX", size);
-    cl_int code = clGetProgramInfo(built, CL_PROGRAM_BINARIES, sizeof ptx, &ptx, NULL), state;
+    cl_int code = clattn__binary_get(built, d->id, &size, (unsigned char *)ptx), state;
     clattn_status status =
         code == CL_SUCCESS ? clattn__ptx_for_90a(ptx, size) : clattn__cl_fail("clGetProgramInfo", code);
     if (status == CLATTN_STATUS_SUCCESS) {

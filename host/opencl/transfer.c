@@ -136,7 +136,7 @@ static clattn_status run_in_place(device_plan *plan, const problem *p, const cla
     FORWARD(status);
     for (int i = 0; i < OPERANDS && status == CLATTN_STATUS_SUCCESS; i++)
         if (s[i].written) status = clattn__late(enqueue_map_back(plan, &s[i], &done));
-    const clattn_status waited = wait_and_release(plan, done);
+    const clattn_status waited = clattn__late(wait_and_release(plan, done));
     return status == CLATTN_STATUS_SUCCESS ? waited : status;
 }
 

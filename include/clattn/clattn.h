@@ -3,7 +3,8 @@
  *   device -> problem -> plan -> forward
  *
  * Every call that can fail returns a clattn_status and leaves a sentence in clattn_last_error(). A call refused for its
- * arguments or for want of memory has written nothing. Contexts and plans may be used from any threads at once. */
+ * arguments or for want of memory has written nothing. Contexts and plans may be used from any threads at once. In a
+ * child of fork() the host path works; calls that need the parent's device return OPENCL_ERROR. */
 #ifndef CLATTN_CLATTN_H
 #define CLATTN_CLATTN_H
 
@@ -45,14 +46,16 @@ CLATTN_API clattn_strides clattn_strides_bshd(int64_t heads, int64_t seq, int64_
 CLATTN_API clattn_status clattn_problem_check(const clattn_problem *p);
 
 /* One line of text, as the program, the tests and the log use it:
- *   f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [window=256,0] [offset=896|per-batch] [kvlen=1000|per-batch] [scale=0.5] [bshd]
- *   [softcap=30] [alibi] [bias=1,h,q,kv:f16] [mask=b,1,1,kv] [sinks] [dropout=0.1:seed=7] [varlen=3,5,0,17]
+ *   f16 b2 hq8 hkv2 q128 kv1024 d128 [dv64] [causal] [window=256,0] [offset=896|per-batch] [kvlen=1000|per-batch]
+ *   [scale=0.5] [bshd] [softcap=30] [alibi[=per-batch]] [bias=1,h,q,kv:f16] [mask=b,1,1,kv] [sinks]
+ *   [dropout=0.1:seed=7] [varlen=3,5,0,17]
+ * Without b it is 1, without hkv hq, without dv d.
  * Dimensions of a bias or mask that are 1 are broadcast; without dimensions it has all four, without type the
- * problem's. varlen lists the sequences' lengths, or `varlen=Q1,Q2:KV1,KV2` those of queries and keys, and stands
- * for b, q and kv. from_text: INVALID_ARGUMENT names the word it could not read; p is filled only on success.
- * to_text: at most size - 1 bytes and a 0, returning the full length as snprintf does. A word has at most 1023
- * characters, a list 256 lengths. Not to be read back from the text: score functions, which to_text names, strides
- * other than dense and bshd, and what args hold. */
+ * problem's. varlen lists the sequences' lengths, or `varlen=Q1,Q2:KV1,KV2` those of queries and keys, and stands for
+ * b, q and kv; `varlen total=Q,KV` beside these says how many rows and keys there are in all. from_text:
+ * INVALID_ARGUMENT names the word it could not read; p is filled only on success. to_text: at most size - 1 bytes and a
+ * 0, returning the full length as snprintf does. A word has at most 1023 characters, a list 256 lengths. Not to be read
+ * back from the text: score functions, which to_text names, strides other than dense and bshd, and what args hold. */
 CLATTN_API clattn_status clattn_problem_from_text(const char *text, clattn_problem *p);
 CLATTN_API size_t clattn_problem_to_text(const clattn_problem *p, char *text, size_t size);
 
@@ -124,7 +127,7 @@ CLATTN_API clattn_status clattn_context_add_binaries(clattn_context *context, co
 
 /* The file that contexts read: CLATTN_TUNING, else tuning.txt in CLATTN_CACHE_DIR, else in XDG_CACHE_HOME/clattn,
  * else in HOME/.cache/clattn. At most size - 1 bytes and a 0, returning the full length as snprintf does; 0: none,
- * and none where CLATTN_TUNING is 0. */
+ * and none where CLATTN_TUNING is 0. A program with more rights than its user reads neither table nor cache. */
 CLATTN_API size_t clattn_tuning_file(char *path, size_t size);
 
 /* The table's line that lets plans for problems like this one on this device take this plan's block sizes; of a plan
@@ -151,10 +154,10 @@ static inline clattn_buffer clattn_host_buffer(const void *pointer)
  * those of packed sequences; elsewhere they must fit. */
 CLATTN_API clattn_status clattn_forward(const clattn_plan *plan, const clattn_forward_args *args);
 
-/* One call: a plan for p on context (NULL: the default one), kept for the next call with an equal problem, and
- * clattn_forward. lse may be NULL. Only Q, K and V are given: a p that needs other args (per-batch lengths or
- * offsets, bias, boolean mask, ALiBi, sinks, dropout, varlen, a score function) is refused. The context frees the
- * plans. */
+/* One call: a plan for p on context (NULL: the default one), and clattn_forward. The context keeps the plans of the 8
+ * problems that were called last, so sizes that change with each call cost a plan each. lse may be NULL. Only Q, K and
+ * V are given: a p that needs other args (per-batch lengths or offsets, bias, boolean mask, ALiBi, sinks, dropout,
+ * varlen, a score function) is refused. The context frees the plans. */
 CLATTN_API clattn_status clattn_attention(clattn_context *context, const clattn_problem *p, const void *q,
                                           const void *k, const void *v, void *o, float *lse);
 
@@ -169,8 +172,9 @@ CLATTN_API clattn_status clattn_reference_forward(const clattn_problem *p, const
 CLATTN_API void clattn_backward_args_init(clattn_backward_args *args);
 
 /* Runs a plan made with options.pass = CLATTN_PASS_BACKWARD on host pointers and returns when the gradients are
- * written: the same bits for any number of threads and in any batch. It keeps about 4 head_dim_qk bytes a query row
- * and thread, and 64 MiB or one batch entry's share beside. */
+ * written: the same bits for any number of threads and in any batch. On the host it keeps 4 head_dim_qk bytes (f64: 8)
+ * for each row of a GQA group and each thread, 8 bytes for each row of all, and 64 MiB or one batch entry's share
+ * beside. */
 CLATTN_API clattn_status clattn_backward(const clattn_plan *plan, const clattn_backward_args *args);
 
 /* The gradients by the textbook's formulas in double, for tests. args: host pointers; of the forward's o and lse and

@@ -45,8 +45,8 @@ CLATTN_API clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_comm
                                                 const clattn_forward_args *args, cl_uint n_wait,
                                                 const cl_event *wait_list, cl_event *event);
 
-/* The same for a plan made with options.pass = CLATTN_PASS_BACKWARD: several kernels, one after the other on any queue; event is
- * the last one's. args.workspace must hold clattn_plan_workspace_size bytes; args.forward.workspace is not used. */
+/* The same for a plan made with options.pass = CLATTN_PASS_BACKWARD: several kernels, one after the other on any queue;
+ * event is the last one's. args.workspace must hold clattn_plan_workspace_size bytes; args.forward.workspace is not used. */
 CLATTN_API clattn_status clattn_enqueue_backward(const clattn_plan *plan, cl_command_queue queue,
                                                  const clattn_backward_args *args, cl_uint n_wait,
                                                  const cl_event *wait_list, cl_event *event);

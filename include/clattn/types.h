@@ -31,7 +31,7 @@ typedef enum clattn_dtype {
 /* Where a plan runs. XX(name, value, text) */
 #define CLATTN_PATH_MAP(XX)                                                                                            \
     XX(AUTO, 0, "auto")     /* host when n_q <= 128 and n_kv <= 128 (a tuning table may say otherwise) or there is */  \
-                            /* no device that can, else device */                                                      \
+                            /* no device that can, else device; a score function in OpenCL C alone: device */          \
     XX(HOST, 1, "host")     /* the host's own processor, no OpenCL */                                                  \
     XX(DEVICE, 2, "device") /* the context's OpenCL device */
 
@@ -62,8 +62,8 @@ typedef enum clattn_kernel {
 #undef CLATTN_KERNEL_ENUM
 } clattn_kernel;
 
-/* Strides of a tensor [batch, heads, seq, dim], in ELEMENTS, none negative; dim is contiguous. In an input a stride
- * may be 0 (one copy serves all); an output's elements must not overlap. All three 0: dense, in the order
+/* Strides of a tensor [batch, heads, seq, dim], in ELEMENTS, none negative; dim is contiguous. In an input a stride may
+ * be 0 (one copy serves all); an output overlaps neither itself nor another argument. All three 0: dense, in the order
  * [batch, heads, seq, dim]. */
 typedef struct clattn_strides {
     int64_t batch, head, seq;
@@ -133,17 +133,18 @@ typedef struct clattn_problem {
     size_t struct_size;
     clattn_dtype dtype;                   /* of Q, K, V and O; _init sets it */
     int64_t batch, n_heads_q, n_heads_kv; /* at least 1; n_heads_q a multiple of n_heads_kv */
-    int64_t n_q, n_kv;                    /* at least 0 */
-    int64_t head_dim_qk, head_dim_v;      /* at least 1 */
+    int64_t n_q, n_kv;                    /* 0 to 2^30 - 1; more is UNSUPPORTED */
+    int64_t head_dim_qk, head_dim_v;      /* 1 to 2^24 - 1 on the host path; a device may take fewer */
     clattn_strides q, k, v, o;            /* default all 0: dense */
     clattn_strides lse;                   /* of LSE [batch, heads, seq]; default all 0: dense */
-    double scale;                         /* finite, below 2e38 in size unless f64; default CLATTN_SCALE_AUTO */
+    double scale;                         /* up to 2e38 in size, in f64 1e308; default CLATTN_SCALE_AUTO */
     clattn_mask mask;                     /* default: no bound */
     int64_t query_offset;                 /* position of query row 0, any value; default 0 (top-left causal) */
-    int64_t kv_length;                    /* keys in use, 0..n_kv; default CLATTN_KV_LENGTH_ALL */
+    int64_t kv_length;                    /* keys in use, 0..n_kv; default, and with varlen, _ALL */
     int query_offset_per_batch;           /* 1: from args.query_offsets [batch], the field above unused; default 0 */
     int kv_length_per_batch;              /* 1: from args.kv_lengths [batch], the field above unused; default 0 */
-    double softcap;                       /* c of s -> c tanh(s / c), finite, at least 0; default 0: none */
+    double softcap;                       /* c of s -> c tanh(s / c); default 0: none; else 1.2e-38 to
+                                             2e38, or in f64 finite and above 0 */
     clattn_alibi alibi;                   /* default CLATTN_ALIBI_NONE */
     clattn_bias bias;                     /* default: none */
     clattn_score_function score_function; /* default: none */
@@ -158,10 +159,9 @@ typedef struct clattn_problem {
 /* A tensor's place: host memory, or a cl_mem and an offset. Neither: absent. Make it with clattn_host_buffer or, from
  * <clattn/opencl.h>, clattn_cl_buffer. It owns nothing. */
 typedef struct clattn_buffer {
-    void *host; /* host memory, or NULL */
-    void *mem;  /* a cl_mem, or NULL */
-    size_t
-        offset; /* bytes from the start of mem, or from host, to element [0, 0, 0, 0]; a multiple of the element's size */
+    void *host;    /* host memory, or NULL */
+    void *mem;     /* a cl_mem, or NULL */
+    size_t offset; /* bytes from the start of mem, or from host, to element [0, 0, 0, 0]; a multiple of its size */
 } clattn_buffer;
 
 /* What may change from call to call of one plan. */
@@ -183,7 +183,7 @@ typedef struct clattn_forward_args {
     clattn_buffer cu_seqlens_kv; /* likewise */
     uint64_t dropout_seed,
         dropout_offset;      /* Philox 4x32-10 keyed by both: the same two give the same mask on every path */
-    clattn_buffer workspace; /* clattn_plan_workspace_size bytes; absent when that is 0 */
+    clattn_buffer workspace; /* clattn_plan_workspace_size bytes, at offset 0; absent when that is 0 */
 } clattn_forward_args;
 
 /* The gradients of a loss L with respect to the inputs, from those with respect to O (and LSE), for the same problem and
@@ -200,7 +200,7 @@ typedef struct clattn_backward_args {
     clattn_buffer d_lse;         /* like LSE: dL/dLSE; absent: 0. Not read where LSE is -inf */
     clattn_buffer dq, dk, dv;    /* outputs; absent: not wanted */
     clattn_buffer dbias, dalibi_slopes, dsinks; /* likewise; refused when the problem has no such input */
-    clattn_buffer workspace;                    /* clattn_plan_workspace_size bytes; absent when that is 0 */
+    clattn_buffer workspace;                    /* as the forward call's */
 } clattn_backward_args;
 
 /* One line of the log: kind is "plan", "build" or "run"; text has no newline and is the caller's to copy. It may be
@@ -235,10 +235,10 @@ typedef struct clattn_context_options {
                                     clattn_context_create_from_cl ignores both */
     const int *devices; /* indices, copied. The first is the context's own device, which backward and clattn_enqueue_*
                                     take. clattn_forward on the device path is cut into shares of batch entries, heads,
-                                    rows or, of the decode kernels, keys, which all of them work on at once, each by a kernel
-                                    of its own: what it takes is copied, as copy_transfers = 1 has it. A call that has too few
-                                    of these takes fewer devices, and one that cannot run the problem is left out; the
-                                    explanation says so */
+                                    rows or, of the decode kernels, keys, which all of them work on at once, each by
+                                    a kernel of its own: what it takes is copied, as copy_transfers = 1 has it. A
+                                    call that has too few of these takes fewer devices, and one that cannot run the
+                                    problem is left out; the explanation says so */
     int n_threads; /* of the host path, and of copies to and from devices; default 0: one per available processor. The
                       copies of devices beyond the first have their share of as many again */
     clattn_parallel_for_fn *parallel_for; /* for those, but for devices beyond the first: the app's own threads; default
@@ -287,11 +287,10 @@ typedef struct clattn_plan_info {
     int64_t local_bytes;     /* local memory of a work-group; 0 on the host path */
     int n_threads;           /* at most, on the host path; 0 on the device path */
     int zero_copy;           /* 1: calls with host pointers let the kernels work in the caller's own memory */
-    int64_t
-        n_shares; /* of a call with host pointers on the device path, on each device one after the other; 1: all at once, as
-                                where zero_copy is 1, unless overlaps or gaps force copies; 0 on the host path */
-    int n_devices; /* that divide them among themselves, at least 1; 0 on the host path */
-    int tuned;     /* 1: the block sizes are a tuning table's */
+    int64_t n_shares; /* of a call with host pointers on the device path, on each device one after the other; 1: all at
+                         once, as where zero_copy is 1, unless overlaps or gaps force copies; 0 on the host path */
+    int n_devices;    /* that divide them among themselves, at least 1; 0 on the host path */
+    int tuned;        /* 1: the block sizes are a tuning table's */
 } clattn_plan_info;
 
 typedef struct clattn_device_info {
@@ -304,10 +303,10 @@ typedef struct clattn_device_info {
     int64_t local_bytes, global_bytes, max_alloc_bytes;
     int has_fp64;           /* 1: f64 problems can run */
     int shares_host_memory; /* 1: clattn_forward copies nothing, but where overlaps or gaps force it */
-    int matrix_engine;      /* 1: AUTO takes attn_fwd_mma for f16 and bf16, once it has passed its test there */
-    int usable;             /* 1: clattn can run on it */
-    clattn_kernel kernel;   /* what AUTO takes there */
-    char why[256];          /* why it is not usable, or why that kernel */
+    int matrix_engine;    /* 1: AUTO takes attn_fwd_mma, f16 and bf16, head dims up to 128, once its test has passed */
+    int usable;           /* 1: clattn can run on it */
+    clattn_kernel kernel; /* what AUTO takes there for many rows of any type */
+    char why[256];        /* why it is not usable, or why that kernel */
 } clattn_device_info;
 
 typedef struct clattn_context clattn_context;
