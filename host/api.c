@@ -131,10 +131,11 @@ clattn_status clattn_plan_get_binaries(const clattn_plan *plan, void *data, size
     RETURN_IF(!plan, INVALID_ARGUMENT, "plan is NULL");
     RETURN_IF(!needed, INVALID_ARGUMENT, "needed is NULL");
     size_t all;
-    FORWARD(binaries(plan, NULL, 0, &all));
-    if (data) {
+    const bool is_whole = data && !plan->n_parts; /* one device's come all or not at all */
+    FORWARD(binaries(plan, is_whole ? data : NULL, size, &all));
+    if (data && !is_whole) {
         RETURN_IF(size < all, INVALID_ARGUMENT, "size is %zu; the binaries take %zu bytes", size, all);
-        char *whole = malloc(all + 1); /* all of them or none */
+        char *whole = malloc(all + 1);
         RETURN_IF(!whole, OUT_OF_HOST_MEMORY, "no room for %zu bytes of binaries", all);
         const clattn_status status = binaries(plan, whole, all, &all);
         if (status == CLATTN_STATUS_SUCCESS) memcpy(data, whole, all);

@@ -149,6 +149,8 @@ clattn_status clattn_context_retain(clattn_context *c)
 clattn_status clattn_context_release(clattn_context *c)
 {
     if (!c || atomic_fetch_sub(&c->references, 1) != 1) return CLATTN_STATUS_SUCCESS;
+    clattn__context_lock(c); /* for what it does in a child */
+    pthread_mutex_unlock(&c->lock);
     for (int i = 0; i < CACHED_PLANS; i++) clattn__plan_drop(c->cached[i]);
     clattn__devices_close(c);
     clattn__device_close(c->device);

@@ -724,12 +724,13 @@ bool clattn__plan_in_place(const problem *p, const device_profile *d)
 clattn_status clattn__plan_check_copies(const problem *p, const device_profile *d, const device_choice *c)
 {
     const tensor_shape *o = &p->tensor[TENSOR_O];
+    const bool in_place = clattn__plan_in_place(p, d);
     if (c->pass == CLATTN_PASS_FORWARD)
-        return c->cut.n_shares || o->gapless ? CLATTN_STATUS_SUCCESS
-                                             : clattn__plan_cut_refuse(&c->cut, d, CLATTN_STATUS_UNSUPPORTED);
+        return c->cut.n_shares || (in_place && o->gapless)
+                   ? CLATTN_STATUS_SUCCESS
+                   : clattn__plan_cut_refuse(&c->cut, d, CLATTN_STATUS_UNSUPPORTED);
     const int64_t without_d_o = c->cut.share_bytes + c->cut.common_bytes;
-    RETURN_IF(!clattn__plan_in_place(p, d) && without_d_o > c->cut.bytes_most - clattn__tensor_copy_bytes(o),
-              UNSUPPORTED,
+    RETURN_IF(!in_place && without_d_o > c->cut.bytes_most - clattn__tensor_copy_bytes(o), UNSUPPORTED,
               "what gradients come from takes %" PRId64 " bytes of copies and work space, and dO; %s may hold %" PRId64
               " at a time",
               without_d_o, d->name, c->cut.bytes_most);

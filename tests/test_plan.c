@@ -3,6 +3,7 @@
 #include "harness.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -695,8 +696,10 @@ START_TEST(cut_that_does_not_fit)
     d.shares_host_memory = true;
     ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
     ck_assert(!is_last && clattn__plan_in_place(&p, &d));
+    ck_assert_int_eq(clattn__plan_check_copies(&p, &d, &c), CLATTN_STATUS_SUCCESS);
     d.max_alloc_bytes = p.tensor[TENSOR_K].bytes - 1;
     ck_assert(!clattn__plan_in_place(&p, &d));
+    ck_assert_int_eq(clattn__plan_check_copies(&p, &d, &c), CLATTN_STATUS_UNSUPPORTED);
 }
 END_TEST
 
@@ -975,7 +978,8 @@ START_TEST(lock_after_fork)
     ck_assert_int_ge(child, 0);
     if (child == 0) {
         float o[4] = {0};
-        alarm(20); /* ends it */
+        signal(SIGALRM, SIG_DFL); /* Check's would end more */
+        alarm(20);
         bool good = true;
         for (int i = 0; i < 2; i++) /* the second plan is a cached one */
             good = good && clattn_attention(context, &p, q, q, v, o, NULL) == CLATTN_STATUS_SUCCESS && o[3] > 1;

@@ -1,6 +1,10 @@
 /* One context and one plan used from many threads, and after a fork. Loop index: the way, where there is one. */
 #include "harness.h"
 
+#if CLATTN_HAVE_OPENCL
+#include <clattn/opencl.h>
+#endif
+
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -431,6 +435,9 @@ static void child_of_device(const shared_plan *s, clattn_context *context)
     options.path = CLATTN_PATH_DEVICE;
     int failures = !o || !lse || clattn_device_count(&count) != CLATTN_STATUS_OPENCL_ERROR || count != 7;
     failures += clattn_plan_create(context, &t->p, &options, &plan) != CLATTN_STATUS_OPENCL_ERROR;
+#if CLATTN_HAVE_OPENCL
+    failures += clattn_context_get_cl(context, NULL, NULL) != CLATTN_STATUS_OPENCL_ERROR;
+#endif
     failures += call_plan(s, o, lse) == 0 || clattn_last_error()->status != CLATTN_STATUS_OPENCL_ERROR;
     for (int i = 0; i < 2 && !failures; i++) {
         clattn_context *const c = i ? NULL : context;
@@ -446,10 +453,11 @@ static void child_of_device(const shared_plan *s, clattn_context *context)
 START_TEST(fork_after_device_use)
 {
     const clattn_problem p = parse("f32 b2 hq3 hkv3 q200 kv200 d64 causal");
-    clattn_context *context = test_context();
+    const test_way *way = &test_ways[1 + _i];
+    clattn_context *context = test_way_context(way, CLATTN_DTYPE_F32);
     if (!context) return;
     test_data *t = test_data_make(&p, 5);
-    clattn_plan *plan = test_plan(context, &p, &test_ways[1], 0, 0, 0);
+    clattn_plan *plan = test_plan(context, &p, way, 0, 0, 0);
     test_reference(t);
     test_forward(t, plan);
     test_compare(t, "before the fork");
@@ -479,6 +487,6 @@ Suite *test_suite(void)
     TCase *own = test_case(suite, "the app's processes and threads");
     tcase_add_test(own, app_threads);
     tcase_add_test(own, fork_after_host_use);
-    tcase_add_test(own, fork_after_device_use);
+    tcase_add_loop_test(own, fork_after_device_use, 0, 2);
     return suite;
 }

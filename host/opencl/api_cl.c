@@ -45,6 +45,7 @@ clattn_status clattn_context_get_cl(clattn_context *context, cl_context *cl, cl_
     struct device *d;
     if (!context) FORWARD(clattn__context_default(&context));
     FORWARD(clattn__context_device(context, &d));
+    FORWARD(clattn__device_check_process(d));
     if (cl) *cl = d->cl;
     if (id) *id = d->id;
     return CLATTN_STATUS_SUCCESS;

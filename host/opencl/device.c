@@ -229,13 +229,14 @@ static clattn_status probe_profile(probe *d, device_profile *p, const char **ref
 
 /* ---- enumeration: devices of all platforms, in the loader's order */
 
-/* OpenCL waits for ever in a child of a process that has used it. */
-static clattn_status check_first_user(void)
+/* OpenCL may wait for ever in a child of a process that has used it. is_used: it is from here on. */
+static clattn_status check_first_user(bool is_used)
 {
     static atomic_int user;
-    int first = 0;
     const int self = (int)getpid();
-    RETURN_IF(!atomic_compare_exchange_strong(&user, &first, self) && first != self, OPENCL_ERROR,
+    int first = atomic_load(&user);
+    if (!first && is_used && atomic_compare_exchange_strong(&user, &first, self)) first = self;
+    RETURN_IF(first && first != self, OPENCL_ERROR,
               "OpenCL was used by process %d, which forked: it does not work in the child", first);
     return CLATTN_STATUS_SUCCESS;
 }
@@ -245,10 +246,11 @@ static clattn_status all_devices(cl_device_id **devices, int *count)
     cl_uint n_platforms = 0;
     *devices = NULL;
     *count = 0;
-    FORWARD(check_first_user());
+    FORWARD(check_first_user(false));
     const cl_int code = clGetPlatformIDs(0, NULL, &n_platforms);
     if (code == -1001 || (code == CL_SUCCESS && n_platforms == 0)) return CLATTN_STATUS_SUCCESS;
     RETURN_IF_CL("clGetPlatformIDs", code);
+    FORWARD(check_first_user(true));
     cl_platform_id *platforms = calloc(n_platforms, sizeof *platforms);
     RETURN_IF(!platforms, OUT_OF_HOST_MEMORY, "no room for %u platforms", n_platforms);
     clattn_status status = CLATTN_STATUS_SUCCESS;
@@ -422,7 +424,7 @@ clattn_status clattn__device_open(const clattn_context_options *o, struct device
 
 clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device **out)
 {
-    FORWARD(check_first_user());
+    FORWARD(check_first_user(true));
     cl_int code;
     struct device *d = calloc(1, sizeof *d);
     RETURN_IF(!d, OUT_OF_HOST_MEMORY, "no room for a device");

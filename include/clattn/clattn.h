@@ -4,7 +4,7 @@
  *
  * Every call that can fail returns a clattn_status and leaves a sentence in clattn_last_error(). A call refused for its
  * arguments or for want of memory has written nothing. Contexts and plans may be used from any threads at once. In a
- * child of fork() the host path works; calls that need the parent's device return OPENCL_ERROR. */
+ * child of fork() the host path works; if the parent used OpenCL, calls that need a device return OPENCL_ERROR. */
 #ifndef CLATTN_CLATTN_H
 #define CLATTN_CLATTN_H
 

@@ -39,7 +39,7 @@ static inline clattn_buffer clattn_cl_buffer(cl_mem mem, size_t offset)
 /* Enqueues the plan on the app's queue (in-order or out-of-order, of the context's cl_context and device) and returns
  * without waiting. It runs on the device always: a plan made with path HOST is refused, and an AUTO plan that takes the
  * host for clattn_forward has a device kernel beside it (clattn_plan_info.cl_kernel) when its context was made by
- * clattn_context_create_from_cl. Every buffer must be a cl_mem of the context, large enough; the call retains none of
+ * clattn_context_create_from_cl, or when the host is taken because copies would not fit. Every buffer must be a cl_mem of the context, large enough; the call retains none of
  * them beyond what OpenCL does. event may be NULL, else the caller owns *event; it is set on success only. */
 CLATTN_API clattn_status clattn_enqueue_forward(const clattn_plan *plan, cl_command_queue queue,
                                                 const clattn_forward_args *args, cl_uint n_wait,

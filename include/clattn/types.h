@@ -305,7 +305,7 @@ typedef struct clattn_device_info {
     int shares_host_memory; /* 1: clattn_forward copies nothing, but where overlaps or gaps force it */
     int matrix_engine;    /* 1: AUTO takes attn_fwd_mma, f16 and bf16, head dims up to 128, once its test has passed */
     int usable;           /* 1: clattn can run on it */
-    clattn_kernel kernel; /* what AUTO takes there for many rows of any type */
+    clattn_kernel kernel; /* what AUTO takes there for many rows, without the matrix engine */
     char why[256];        /* why it is not usable, or why that kernel */
 } clattn_device_info;
 
