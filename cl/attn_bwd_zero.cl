@@ -6,7 +6,7 @@ __kernel void attn_bwd_zero(BACKWARD_PARAMETERS)
     const i64 item = args.first_group * get_local_size(0) + get_global_id(0);
     const i64 n_kv = VARLEN ? args.total_kv : args.n_kv;
     const int heads = args.n_heads_q / args.gqa_group, entries = VARLEN ? 1 : back.batch;
-    if (n_kv == 0 || item >= entries * heads * n_kv) return;
+    if (n_kv == 0 || item >= (i64)entries * heads * n_kv) return;
     const i64 head_row = item / n_kv, key = item - head_row * n_kv, batch = head_row / heads, head = head_row % heads;
     dk += back.dk_at + batch * args.k_batch + head * args.k_head + key * args.k_row;
     dv += back.dv_at + batch * args.v_batch + head * args.v_head + key * args.v_row;

@@ -12,8 +12,17 @@
 #include "half.h"
 
 /* A GQA group of two, two query tiles or more, kv blocks that the mask cuts and others; columns that fill no step, of the
- * head dims that have tiles of their own; a NaN in V that the last row alone sees. The lanes kernels' has no mask. */
-enum { HEADS = 2, N_Q = 134, N_KV = 397, DIM_MOST = 72, O_SIZE = HEADS * N_Q * DIM_MOST, LSE_SIZE = HEADS * N_Q };
+ * head dims that have tiles of their own; a NaN in V that the last row alone sees; in f16 a column of V that is
+ * subnormal, for some engines (AMD's MI200) take such numbers for 0. The lanes kernels' has no mask. */
+enum {
+    HEADS = 2,
+    N_Q = 134,
+    N_KV = 397,
+    DIM_MOST = 72,
+    O_SIZE = HEADS * N_Q * DIM_MOST,
+    LSE_SIZE = HEADS * N_Q,
+    SMALL_COLUMN = 3
+};
 
 typedef struct trial {
     uint16_t q[HEADS * N_Q * DIM_MOST], k[N_KV * DIM_MOST], v[N_KV * DIM_MOST], o[O_SIZE];
@@ -87,6 +96,7 @@ static clattn_status run(clattn_context *context, device *d, matrix_engine engin
     fill(t->k, N_KV * dim, 2, dtype);
     fill(t->v, N_KV * dim, 3, dtype);
     t->v[(N_KV - 1) * dim] = 0x7fff; /* NaN in both types */
+    for (int j = 0; dtype == CLATTN_DTYPE_F16 && j < N_KV; j++) t->v[j * dim + SMALL_COLUMN] = (uint16_t)(500 + j);
     clattn_forward_args_init(&args);
     args.q = clattn_host_buffer(t->q);
     args.k = clattn_host_buffer(t->k);
@@ -110,7 +120,8 @@ static clattn_status run(clattn_context *context, device *d, matrix_engine engin
 static clattn_status check(clattn_context *context, device *d, matrix_engine engine, clattn_dtype dtype, int dim,
                            trial *a, trial *b)
 {
-    const float o_most = dtype == CLATTN_DTYPE_F16 ? 0x1p-8F : 0x1p-5F, lse_most = 1e-4F; /* |O| is at most 2 */
+    const float o_most = dtype == CLATTN_DTYPE_F16 ? 0x1p-8F : 0x1p-5F, small_most = 0x1p-21F,
+                lse_most = 1e-4F; /* |O| is at most 2 */
     const clattn_kernel kernel = clattn__engine_kernel(engine), known = clattn__engine_judge(engine);
     const char *name = clattn_kernel_name(kernel), *known_name = clattn_kernel_name(known);
     FORWARD(run(context, d, engine, dtype, dim, known, a));
@@ -118,7 +129,8 @@ static clattn_status check(clattn_context *context, device *d, matrix_engine eng
     for (int i = 0; i < HEADS * N_Q * dim; i++) {
         const float x = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(a->o[i]) : f32_of_bf16(a->o[i]);
         const float y = dtype == CLATTN_DTYPE_F16 ? f32_of_f16(b->o[i]) : f32_of_bf16(b->o[i]);
-        RETURN_IF(!(fabsf(x - y) <= o_most) && !(isnan(x) && isnan(y)), UNSUPPORTED,
+        const bool is_small = dtype == CLATTN_DTYPE_F16 && i % dim == SMALL_COLUMN;
+        RETURN_IF(!(fabsf(x - y) <= (is_small ? small_most : o_most)) && !(isnan(x) && isnan(y)), UNSUPPORTED,
                   "%s by %s is left aside on %s: in %s it gives O %g where %s gives %g", name,
                   clattn__engine_names[engine], clattn__device_profile(d)->name, clattn_dtype_name(dtype), (double)y,
                   known_name, (double)x);

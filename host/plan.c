@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 #include <clattn/clattn.h>
@@ -25,6 +26,7 @@ enum {
     HOST_TILE_CHUNK = 1024,         /* ... the keys are split, whatever the machine and the batch */
     ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
     HEAD_DIM_MAX = 1 << 24,         /* and columns */
+    ENGINE_SPEED = 16,              /* a matrix engine's, beside a multiply-add a lane */
     LANES_ROWS = 16,                /* attn_fwd_lanes: rows of a vector */
     LANES_TILE = 64,                /* its rows of a tile; half of them where causal rows are fewer than ... */
     LANES_ROWS_MANY = 512,          /* ... this, for tiles enough for the threads; from here on, where ... */
@@ -721,6 +723,17 @@ bool clattn__plan_in_place(const problem *p, const device_profile *d)
     return fits;
 }
 
+/* As if no mask hid anything; a backward pass has seven products where forward has two. */
+static int64_t launches_of(const problem *p, const device_profile *d, const device_choice *c)
+{
+    const double rows = (double)p->batch * (double)p->n_heads_q * (double)p->n_q;
+    const double work =
+        rows * (double)p->n_kv * (double)(p->head_dim_qk + p->head_dim_v) * (c->pass == CLATTN_PASS_BACKWARD ? 3.5 : 1);
+    const bool by_engine = c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && !clattn__engine_is_emulated(d->engine);
+    const double most = (double)d->launch_work * (by_engine ? ENGINE_SPEED : 1);
+    return most > 0 && work > most ? (int64_t)ceil(work / most) : 1;
+}
+
 clattn_status clattn__plan_check_copies(const problem *p, const device_profile *d, const device_choice *c)
 {
     const tensor_shape *o = &p->tensor[TENSOR_O];
@@ -741,6 +754,7 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
                                   device_choice *c, bool *is_last)
 {
     FORWARD(choose(p, d, o, nth, c, is_last));
+    c->n_launches = launches_of(p, d, c);
     clattn__plan_cut(p, d, c);
     if (c->cut.n_shares) return CLATTN_STATUS_SUCCESS;
     const share least = clattn__share_of(p, &c->cut, 0);

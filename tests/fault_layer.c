@@ -38,8 +38,14 @@ typedef struct object {
     size_t bytes; /* of a buffer */
 } object;
 
-enum { OBJECTS = 1 << 18 };
+enum { OBJECTS = 1 << 18, HOST_BUFFERS = 256 };
 static object objects[OBJECTS]; /* open addressing */
+
+/* Live buffers over host memory, of which no two may overlap but those over the very same. */
+static struct host_buffer {
+    const void *mem;
+    const char *begin, *end;
+} host_buffers[HOST_BUFFERS];
 
 #define KIND_OF(x)                                                                                                     \
     _Generic((x), cl_context                                                                                           \
@@ -107,6 +113,8 @@ static bool object_counted(kind k, const void *at, int change, const char *call)
         o->references += change;
         counts.live += change;
         if (!o->references) counts.bytes -= o->bytes;
+        for (int i = 0; i < HOST_BUFFERS && !o->references; i++)
+            if (host_buffers[i].mem == at) host_buffers[i].mem = NULL;
     }
     pthread_mutex_unlock(&lock);
     return good;
@@ -222,6 +230,18 @@ static cl_int call_begin(const char *function, cl_int code)
 
 #include "fault_calls.def"
 
+static void host_buffer_made(const void *mem, const char *begin, size_t size)
+{
+    const char *end = begin + size;
+    struct host_buffer *place = NULL;
+    for (struct host_buffer *b = host_buffers; b < host_buffers + HOST_BUFFERS; b++) {
+        if (!b->mem) place = b;
+        if (b->mem && b->begin < end && begin < b->end && (b->begin != begin || b->end != end))
+            misused("clCreateBuffer", MEM, mem, "overlaps another buffer's host memory");
+    }
+    if (place) *place = (struct host_buffer){mem, begin, end};
+}
+
 /* Page-locked host memory does not count among a device's bytes. */
 static cl_mem CL_API_CALL create_counted(cl_context cl, cl_mem_flags flags, size_t size, void *host, cl_int *error)
 {
@@ -232,6 +252,7 @@ static cl_mem CL_API_CALL create_counted(cl_context cl, cl_mem_flags flags, size
     object_find(mem)->bytes = bytes;
     counts.bytes += bytes;
     if (counts.bytes > counts.most_bytes) counts.most_bytes = counts.bytes;
+    if (flags & CL_MEM_USE_HOST_PTR) host_buffer_made(mem, host, size);
     pthread_mutex_unlock(&lock);
     return mem;
 }

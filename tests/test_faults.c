@@ -10,6 +10,7 @@
 
 #include <dlfcn.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -1206,6 +1207,101 @@ START_TEST(watchdog)
 }
 END_TEST
 
+/* Of what CLATTN_LAUNCH_WORK does not allow at once there are several launches, and the same bits. */
+START_TEST(launches_are_cut)
+{
+    static const clattn_kernel kernels[] = {LANES, LOCAL, DECODE, BWD_LANES, BWD_LOCAL};
+    const bool backward = _i > 2;
+    const subject s = {.name = "launches",
+                       .text = backward ? "f32 b2 hq4 hkv2 q70 kv90 d16" : "f32 b2 hq4 hkv2 q140 kv140 d16",
+                       .kernel = kernels[_i],
+                       .make = backward ? make_backward : make_plan,
+                       .call = backward ? call_backward : call_forward};
+    layer();
+    long calls[2];
+    unsigned char *kept[MOST_OUTPUTS] = {NULL};
+    for (int is_cut = 0; is_cut < 2; is_cut++) {
+        if (is_cut) setenv("CLATTN_LAUNCH_WORK", "100000", 1);
+        world w = {.s = &s};
+        s.make(&w);
+        unsetenv("CLATTN_LAUNCH_WORK");
+        layer()->arm(0, 0);
+        test_ok(call_once(&w));
+        calls[is_cut] = layer()->counts().calls;
+        for (int i = 0; i < w.n_outputs; i++) {
+            const output *o = &w.outputs[i];
+            if (!is_cut) kept[i] = memcpy(own(&w, o->bytes), o->base, o->bytes);
+            if (!is_cut) w.own[--w.n_own] = NULL; /* stays */
+            ck_assert_msg(!memcmp(kept[i], o->base, o->bytes), "output %d has other bits", i);
+            if (is_cut) free(kept[i]);
+        }
+        unmake(&w);
+    }
+    ck_assert_msg(calls[1] > calls[0] + 2, "%ld calls, in many launches %ld", calls[0], calls[1]);
+}
+END_TEST
+
+/* Arrays of calls in several threads that overlap, as a cache of keys does: never under two buffers at a time. */
+typedef struct overlapping {
+    const clattn_plan *plan;
+    const test_data *t;
+    clattn_forward_args args;
+    unsigned char *o;
+    int failures;
+} overlapping;
+
+static void *call_overlapping(void *argument)
+{
+    overlapping *x = argument;
+    const size_t bytes = elements_of(&x->t->p, 'q') * sizeof(float);
+    for (int i = 0; i < 50; i++) {
+        memset(x->o, 0xff, bytes);
+        x->failures += clattn_forward(x->plan, &x->args) != CLATTN_STATUS_SUCCESS || memcmp(x->o, x->t->o, bytes);
+    }
+    return NULL;
+}
+
+START_TEST(overlapping_arrays)
+{
+    enum { THREADS = 4 };
+    static const char *const texts[2] = {"f32 b1 hq1 hkv1 q8 kv4096 d64", "f32 b1 hq1 hkv1 q8 kv2048 d64"};
+    pthread_t threads[THREADS];
+    overlapping all[THREADS];
+    test_data *t[2];
+    clattn_plan *plans[2];
+    const long misuses = layer()->counts().misuses;
+    const subject s = {.kernel = LANES};
+    world w = {.s = &s};
+    make_context(&w);
+    const clattn_plan_options options = plan_options(&w);
+    for (int i = 0; i < 2; i++) {
+        t[i] = test_data_from_text(texts[i], 3);
+        test_ok(clattn_plan_create(w.context, &t[i]->p, &options, &plans[i]));
+    }
+    clattn_forward_args args[2] = {test_args(t[0]), test_args(t[1])};
+    args[1].k = args[0].k;
+    args[1].v = args[0].v;
+    for (int i = 0; i < 2; i++) test_ok(clattn_forward(plans[i], &args[i]));
+    for (int i = 0; i < THREADS; i++) {
+        all[i] = (overlapping){plans[i % 2], t[i % 2], args[i % 2],
+                               own(&w, elements_of(&t[i % 2]->p, 'q') * sizeof(float)), 0};
+        all[i].args.o = clattn_host_buffer(all[i].o);
+        all[i].args.lse = clattn_host_buffer(NULL);
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, call_overlapping, &all[i]), 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+        ck_assert_int_eq(all[i].failures, 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        clattn_plan_release(plans[i]);
+        test_data_free(t[i]);
+    }
+    unmake(&w);
+    ck_assert_int_eq(layer()->counts().misuses, misuses);
+}
+END_TEST
+
 /* A call that fails after its first kernel was enqueued waits for it: the caller may free K and V at once. */
 START_TEST(failed_call_lets_go)
 {
@@ -1313,6 +1409,8 @@ Suite *test_suite(void)
     tcase_add_loop_test(all, failures, 0, N_SUBJECTS * INJECTORS);
     TCase *device = test_case(suite, "a device that fails");
     tcase_add_loop_test(device, watchdog, 0, 3);
+    tcase_add_loop_test(device, launches_are_cut, 0, 5);
+    tcase_add_test(device, overlapping_arrays);
     tcase_add_test(device, failed_call_lets_go);
     tcase_add_loop_test(device, bytes_at_a_time, 0, 6);
     return suite;

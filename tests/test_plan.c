@@ -684,6 +684,34 @@ START_TEST(cuts)
 END_TEST
 
 /* Copies that do not fit are no reason to look no further where calls need none; elsewhere a smaller tile is none. */
+/* Multiply-adds of a launch, at most: 2.8e11, of a matrix engine sixteen times as many. */
+START_TEST(launches)
+{
+    static const struct {
+        const char *text;
+        clattn_kernel kernel;
+        int64_t n;
+    } cases[] = {{"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_FWD, 1},
+                 {"f16 b4 hq16 hkv16 q4096 kv8192 d128 causal", CLATTN_KERNEL_ATTN_FWD, 2},
+                 {"f16 b4 hq16 hkv16 q4096 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 1},
+                 {"f16 b4 hq16 hkv16 q8192 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 2},
+                 {"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_BWD, 4}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        device_profile d = profile_of(&machines[0]);
+        const problem p = problem_of(cases[i].text);
+        clattn_plan_options o = options_of(cases[i].kernel, 0, 0);
+        device_choice c;
+        if (cases[i].kernel == CLATTN_KERNEL_ATTN_BWD) o.pass = CLATTN_PASS_BACKWARD;
+        d.engine = ENGINE_MMA_SYNC;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_int_eq(c.n_launches, 1);
+        d.launch_work = INT64_C(132) << 31;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_msg(c.n_launches == cases[i].n, "%s: %d launches", cases[i].text, (int)c.n_launches);
+    }
+}
+END_TEST
+
 START_TEST(cut_that_does_not_fit)
 {
     device_profile d = profile_of(&machines[0]);
@@ -1511,6 +1539,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, cuts, 0, N_CUT_TEXTS);
     tcase_add_test(t, cut_to_overlap);
     tcase_add_test(t, cut_that_does_not_fit);
+    tcase_add_test(t, launches);
     tcase_add_test(t, table_forced_blocks);
     tcase_add_test(t, table_refuses);
 

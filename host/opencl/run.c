@@ -5,7 +5,7 @@
 
 #include "../../cl/args.clh"
 
-enum { GROUPS_MAX = 1 << 30 }; /* of one launch */
+enum { ITEMS_MAX = INT32_MAX }; /* of one launch: AMD's and NVIDIA's count work-items in 32 bits */
 
 /* ---- launch */
 
@@ -175,17 +175,19 @@ static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end
     device_kernel *k = c->plan->kernels[stage];
     const device_stage *s = &c->plan->choice.stages[stage];
     const size_t local = (size_t)s->work_group_size;
+    const int64_t wanted = s->groups / c->plan->choice.n_launches + 1, most = ITEMS_MAX / (int64_t)local;
+    const int64_t step = wanted < most ? wanted : most;
     c->args.n_tiles = s->n_tiles ? s->n_tiles : 1;
-    for (c->args.first_group = first; c->args.first_group < end; c->args.first_group += GROUPS_MAX) {
+    for (c->args.first_group = first; c->args.first_group < end; c->args.first_group += step) {
         const int64_t left = end - c->args.first_group;
-        const size_t global = (size_t)(left <= GROUPS_MAX ? left : GROUPS_MAX) * local;
+        const size_t global = (size_t)(left <= step ? left : step) * local;
         cl_event done = NULL;
         pthread_mutex_lock(&k->lock);
         clattn_status status = set_args(c, k->kernel);
         if (status == CLATTN_STATUS_SUCCESS) {
             const cl_int code = clEnqueueNDRangeKernel(c->queue, k->kernel, 1, NULL, &global, &local,
                                                        c->before ? 1 : c->n_wait, c->before ? &c->before : c->wait_list,
-                                                       is_last && left <= GROUPS_MAX ? c->event : &done);
+                                                       is_last && left <= step ? c->event : &done);
             if (code != CL_SUCCESS) status = clattn__cl_fail("clEnqueueNDRangeKernel", code);
         }
         if (c->before) status = clattn__late(status);

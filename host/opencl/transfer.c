@@ -5,15 +5,15 @@
 #include "copy.h"
 #include "run.h"
 
-/* A stretch of the caller's memory that the kernels work in, one for each operand. Stretches that overlap share one
- * cl_mem. */
+/* A stretch of the caller's memory that the kernels work in, one for each operand. */
 typedef struct stretch {
     tensor_shape shape; /* as the caller has it */
     bool written;
     char *begin, *end; /* NULL: absent */
-    cl_mem mem;
-    bool owns_mem;
-    int64_t at; /* bytes from the start of mem */
+    int cluster;       /* the first stretch of those that it overlaps */
+    cl_mem mem;        /* the cluster's */
+    int64_t at;        /* bytes from the start of mem */
+    host_range range;  /* of the cluster that it is the first of; else no begin */
 } stretch;
 
 static stretch stretch_of(const tensor_shape *shape, char *begin, bool written)
@@ -37,49 +37,96 @@ static void stretches_find(const problem *p, const clattn_forward_args *args, co
     }
 }
 
-static void stretches_free(stretch s[OPERANDS])
-{
-    for (int i = 0; i < OPERANDS; i++)
-        if (s[i].mem && s[i].owns_mem) clReleaseMemObject(s[i].mem);
-}
+/* ---- in place: one cl_mem over each cluster of stretches that overlap */
 
-/* One cl_mem over each cluster of overlapping stretches. *must_copy: a cluster is beyond one allocation, or holds a
- * tensor at a place that its elements do not divide, or an output has gaps, which are others' to write meanwhile. */
-static clattn_status stretches_share(const device_plan *plan, stretch s[OPERANDS], bool *must_copy)
+/* The clusters. Must the call copy? One is beyond one allocation, or holds a tensor at a place that its elements do not
+ * divide, or an output has gaps, which are others' to write meanwhile. */
+static bool clusters_find(const device_plan *plan, stretch s[OPERANDS])
 {
-    *must_copy = false;
-    for (int i = 0; i < OPERANDS; i++) *must_copy |= s[i].begin && s[i].written && !s[i].shape.gapless;
-    for (int i = 0; i < OPERANDS && !*must_copy; i++) {
-        if (!s[i].begin || s[i].mem) continue;
+    bool must_copy = false, is_placed[OPERANDS] = {false};
+    for (int i = 0; i < OPERANDS; i++) {
+        must_copy |= s[i].begin && s[i].written && !s[i].shape.gapless;
+        if (!s[i].begin || is_placed[i]) continue;
         char *begin = s[i].begin, *end = s[i].end;
-        bool written = false;
         for (bool grown = true; grown;) {
             grown = false;
             for (int j = i + 1; j < OPERANDS; j++) {
-                if (!s[j].begin || s[j].mem || s[j].begin >= end || begin >= s[j].end) continue;
+                if (!s[j].begin || is_placed[j] || s[j].begin >= end || begin >= s[j].end) continue;
                 if (s[j].begin < begin) begin = s[j].begin, grown = true;
                 if (s[j].end > end) end = s[j].end, grown = true;
             }
         }
-        *must_copy = end - begin > plan->device->profile.max_alloc_bytes;
+        must_copy |= end - begin > plan->device->profile.max_alloc_bytes;
+        s[i].range = (host_range){NULL, begin, end};
         for (int j = i; j < OPERANDS; j++) {
-            if (!s[j].begin || s[j].begin >= end || begin >= s[j].end) continue;
-            *must_copy |= (s[j].begin - begin) % (int64_t)s[j].shape.size != 0;
-            written |= s[j].written;
-        }
-        if (*must_copy) return CLATTN_STATUS_SUCCESS;
-        cl_int code;
-        const cl_mem_flags flags = CL_MEM_USE_HOST_PTR | (written ? CL_MEM_READ_WRITE : CL_MEM_READ_ONLY);
-        cl_mem mem = clCreateBuffer(plan->device->cl, flags, (size_t)(end - begin), begin, &code);
-        RETURN_IF_CL("clCreateBuffer", code);
-        s[i].owns_mem = true;
-        for (int j = i; j < OPERANDS; j++) {
-            if (!s[j].begin || s[j].mem || s[j].begin >= end || begin >= s[j].end) continue;
-            s[j].mem = mem;
+            if (!s[j].begin || is_placed[j] || s[j].begin >= end || begin >= s[j].end) continue;
+            is_placed[j] = true;
+            s[j].cluster = i;
             s[j].at = s[j].begin - begin;
+            must_copy |= s[j].at % (int64_t)s[j].shape.size != 0;
         }
     }
+    return must_copy;
+}
+
+/* Several cl_mem over the same memory at a time are undefined, and end some drivers, unless they are over the very same
+ * range. */
+static bool overlaps_another(const struct device *d, const stretch s[OPERANDS])
+{
+    for (const host_range *r = d->in_use; r; r = r->next)
+        for (int i = 0; i < OPERANDS; i++) {
+            const host_range *own = &s[i].range;
+            if (own->begin < r->end && r->begin < own->end && (own->begin != r->begin || own->end != r->end))
+                return true;
+        }
+    return false;
+}
+
+/* Waits for the calls whose clusters overlap this one's: all at once, so that no two wait for each other. */
+static void clusters_take(struct device *d, stretch s[OPERANDS])
+{
+    pthread_mutex_lock(&d->in_use_lock);
+    while (overlaps_another(d, s)) pthread_cond_wait(&d->fewer_in_use, &d->in_use_lock);
+    for (int i = 0; i < OPERANDS; i++) {
+        if (!s[i].range.begin) continue;
+        s[i].range.next = d->in_use;
+        d->in_use = &s[i].range;
+    }
+    pthread_mutex_unlock(&d->in_use_lock);
+}
+
+static clattn_status clusters_open(const device_plan *plan, stretch s[OPERANDS])
+{
+    for (int i = 0; i < OPERANDS; i++) {
+        const host_range *r = &s[i].range;
+        bool written = false;
+        if (!r->begin) continue;
+        for (int j = i; j < OPERANDS; j++) written |= s[j].begin && s[j].cluster == i && s[j].written;
+        cl_int code;
+        /* Without HOST_READ_ONLY Intel's GPUs refuse memory that the process may only read. */
+        const cl_mem_flags access = written ? CL_MEM_READ_WRITE : CL_MEM_READ_ONLY | CL_MEM_HOST_READ_ONLY;
+        cl_mem mem = clCreateBuffer(plan->device->cl, CL_MEM_USE_HOST_PTR | access, (size_t)(r->end - r->begin),
+                                    (void *)r->begin, &code);
+        RETURN_IF_CL("clCreateBuffer", code);
+        for (int j = i; j < OPERANDS; j++)
+            if (s[j].begin && s[j].cluster == i) s[j].mem = mem;
+    }
     return CLATTN_STATUS_SUCCESS;
+}
+
+static void clusters_close(struct device *d, stretch s[OPERANDS])
+{
+    for (int i = 0; i < OPERANDS; i++)
+        if (s[i].mem && s[i].range.begin) clReleaseMemObject(s[i].mem);
+    pthread_mutex_lock(&d->in_use_lock);
+    for (int i = 0; i < OPERANDS; i++)
+        for (host_range **r = &d->in_use; *r && s[i].range.begin; r = &(*r)->next)
+            if (*r == &s[i].range) {
+                *r = (*r)->next;
+                break;
+            }
+    pthread_cond_broadcast(&d->fewer_in_use);
+    pthread_mutex_unlock(&d->in_use_lock);
 }
 
 /* The driver's word that what it wrote is in the caller's memory, enqueued behind the kernel. *done: for the last of
@@ -370,12 +417,13 @@ clattn_status clattn__device_run(device_plan *plan, const problem *p, const clat
     stretch caller[OPERANDS], s[OPERANDS];
     stretches_find(p, args, backward, caller);
     if (copy || !plan->device->profile.shares_host_memory) return run_copied(plan, p, args, caller, true, shares);
-    bool must_copy;
     memcpy(s, caller, sizeof s);
-    clattn_status status = stretches_share(plan, s, &must_copy);
-    if (status == CLATTN_STATUS_SUCCESS && !must_copy) status = run_in_place(plan, p, args, s);
+    if (clusters_find(plan, s)) return run_copied(plan, p, args, caller, false, NULL);
+    clusters_take(plan->device, s);
+    clattn_status status = clusters_open(plan, s);
+    if (status == CLATTN_STATUS_SUCCESS) status = run_in_place(plan, p, args, s);
     if (status != CLATTN_STATUS_SUCCESS)
         clFinish(plan->device->queue); /* what was enqueued still reads the caller's memory */
-    stretches_free(s);
-    return must_copy ? run_copied(plan, p, args, caller, false, NULL) : status;
+    clusters_close(plan->device, s);
+    return status;
 }
