@@ -729,7 +729,8 @@ static int64_t launches_of(const problem *p, const device_profile *d, const devi
     const double rows = (double)p->batch * (double)p->n_heads_q * (double)p->n_q;
     const double work =
         rows * (double)p->n_kv * (double)(p->head_dim_qk + p->head_dim_v) * (c->pass == CLATTN_PASS_BACKWARD ? 3.5 : 1);
-    const bool by_engine = c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && !clattn__engine_is_emulated(d->engine);
+    const bool by_engine =
+        c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && !clattn__engine_is_emulated((matrix_engine)c->axes[AXIS_MMA]);
     const double most = (double)d->launch_work * (by_engine ? ENGINE_SPEED : 1);
     return most > 0 && work > most ? (int64_t)ceil(work / most) : 1;
 }
@@ -755,6 +756,7 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
 {
     FORWARD(choose(p, d, o, nth, c, is_last));
     c->n_launches = launches_of(p, d, c);
+    c->launch_groups = d->launch_groups;
     clattn__plan_cut(p, d, c);
     if (c->cut.n_shares) return CLATTN_STATUS_SUCCESS;
     const share least = clattn__share_of(p, &c->cut, 0);

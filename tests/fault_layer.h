@@ -6,11 +6,11 @@
 #include <stdint.h>
 
 typedef struct fault_counts {
-    long calls;               /* since the last arm; calls that only count references are not among them */
-    long injected;            /* of those, failed by the layer */
-    long live;                /* references to objects that are the app's to release */
-    long misuses;             /* dead or mistaken objects handed in, releases too many, host memory under two buffers */
-    long overruns;            /* buffers whose last bytes were written past the end (guards only) */
+    long calls;    /* since the last arm; calls that only count references are not among them */
+    long injected; /* of those, failed by the layer */
+    long live;     /* references to objects that are the app's to release */
+    long misuses;  /* dead or mistaken objects handed in, releases too many, host memory of two buffers that overlaps */
+    long overruns; /* buffers whose last bytes were written past the end (guards only) */
     size_t bytes, most_bytes; /* of live buffers; the most since the last arm */
     int32_t code;             /* of the first failure injected since the last arm of one */
     const char *function;     /* that failed then, "" for none */

@@ -684,34 +684,6 @@ START_TEST(cuts)
 END_TEST
 
 /* Copies that do not fit are no reason to look no further where calls need none; elsewhere a smaller tile is none. */
-/* Multiply-adds of a launch, at most: 2.8e11, of a matrix engine sixteen times as many. */
-START_TEST(launches)
-{
-    static const struct {
-        const char *text;
-        clattn_kernel kernel;
-        int64_t n;
-    } cases[] = {{"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_FWD, 1},
-                 {"f16 b4 hq16 hkv16 q4096 kv8192 d128 causal", CLATTN_KERNEL_ATTN_FWD, 2},
-                 {"f16 b4 hq16 hkv16 q4096 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 1},
-                 {"f16 b4 hq16 hkv16 q8192 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 2},
-                 {"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_BWD, 4}};
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        device_profile d = profile_of(&machines[0]);
-        const problem p = problem_of(cases[i].text);
-        clattn_plan_options o = options_of(cases[i].kernel, 0, 0);
-        device_choice c;
-        if (cases[i].kernel == CLATTN_KERNEL_ATTN_BWD) o.pass = CLATTN_PASS_BACKWARD;
-        d.engine = ENGINE_MMA_SYNC;
-        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
-        ck_assert_int_eq(c.n_launches, 1);
-        d.launch_work = INT64_C(132) << 31;
-        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
-        ck_assert_msg(c.n_launches == cases[i].n, "%s: %d launches", cases[i].text, (int)c.n_launches);
-    }
-}
-END_TEST
-
 START_TEST(cut_that_does_not_fit)
 {
     device_profile d = profile_of(&machines[0]);
@@ -728,6 +700,38 @@ START_TEST(cut_that_does_not_fit)
     d.max_alloc_bytes = p.tensor[TENSOR_K].bytes - 1;
     ck_assert(!clattn__plan_in_place(&p, &d));
     ck_assert_int_eq(clattn__plan_check_copies(&p, &d, &c), CLATTN_STATUS_UNSUPPORTED);
+}
+END_TEST
+
+/* Multiply-adds of a launch, at most: 2.8e11, of a matrix engine sixteen times as many. */
+START_TEST(launches)
+{
+    static const struct {
+        const char *text;
+        clattn_kernel kernel;
+        int64_t n;
+        matrix_engine engine;
+    } cases[] = {{"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_FWD, 1, ENGINE_NONE},
+                 {"f16 b4 hq16 hkv16 q4096 kv8192 d128 causal", CLATTN_KERNEL_ATTN_FWD, 2, ENGINE_NONE},
+                 {"f16 b4 hq16 hkv16 q4096 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 1, ENGINE_MMA_SYNC},
+                 {"f16 b4 hq16 hkv16 q8192 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 2, ENGINE_MMA_SYNC},
+                 {"f16 b4 hq16 hkv16 q4096 kv8192 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 2, ENGINE_NONE}, /* emulated */
+                 {"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_BWD, 4, ENGINE_NONE}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        device_profile d = profile_of(&machines[0]);
+        const problem p = problem_of(cases[i].text);
+        clattn_plan_options o = options_of(cases[i].kernel, 0, 0);
+        device_choice c;
+        if (cases[i].kernel == CLATTN_KERNEL_ATTN_BWD) o.pass = CLATTN_PASS_BACKWARD;
+        d.engine = cases[i].engine;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert(c.n_launches == 1 && c.launch_groups == 0);
+        d.launch_work = INT64_C(132) << 31;
+        d.launch_groups = 528;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_msg(c.n_launches == cases[i].n && c.launch_groups == 528, "%s: %d launches", cases[i].text,
+                      (int)c.n_launches);
+    }
 }
 END_TEST
 

@@ -200,6 +200,22 @@ static void probe_engine(probe *d, device_profile *p)
     if (p->engine == ENGINE_VDPBF16PS && !has_pairs) p->engine = ENGINE_NONE; /* it would end the process */
 }
 
+/* 20 ms where a compute unit does 1e11 multiply-adds a second, a second or two on the slowest. CLATTN_LAUNCH_WORK says
+ * how many a launch has on any device. */
+static void probe_launches(probe *d, device_profile *p)
+{
+    const int64_t units = device_number(d, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
+    const char *given = getenv("CLATTN_LAUNCH_WORK");
+    char *end = NULL;
+    p->launch_work = p->is_cpu ? 0 : units << 31;
+    p->launch_groups = 4 * units;
+    if (!given || *given < '0' || *given > '9') return;
+    const long long work = strtoll(given, &end, 10);
+    if (*end) return;
+    p->launch_work = work;
+    p->launch_groups = 1;
+}
+
 /* Fills p; *refused: "" or why clattn cannot use it. */
 static clattn_status probe_profile(probe *d, device_profile *p, const char **refused)
 {
@@ -214,9 +230,7 @@ static clattn_status probe_profile(probe *d, device_profile *p, const char **ref
     p->max_alloc_bytes = device_number(d, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
     p->copy_bytes_most = device_number(d, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong)) / 4 * 3;
     p->max_work_group_size = device_number(d, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
-    /* 20 ms where a unit does 1e11 a second, a second or two on the slowest. */
-    p->launch_work = p->is_cpu ? 0 : device_number(d, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint)) << 31;
-    if (getenv("CLATTN_LAUNCH_WORK")) p->launch_work = strtoll(getenv("CLATTN_LAUNCH_WORK"), NULL, 10);
+    probe_launches(d, p);
     probe_engine(d, p);
     char version[64];
     device_text(d, CL_DEVICE_OPENCL_C_VERSION, version, sizeof version);
@@ -453,8 +467,6 @@ clattn_status clattn__device_adopt(cl_context cl, cl_device_id id, struct device
     d->owner = getpid();
     pthread_mutex_init(&d->lock, NULL);
     pthread_mutex_init(&d->stagings_lock, NULL);
-    pthread_mutex_init(&d->in_use_lock, NULL);
-    pthread_cond_init(&d->fewer_in_use, NULL);
     *out = d;
     return CLATTN_STATUS_SUCCESS;
 }
@@ -485,8 +497,6 @@ void clattn__device_close(struct device *d)
     clReleaseDevice(d->id);
     pthread_mutex_destroy(&d->lock);
     pthread_mutex_destroy(&d->stagings_lock);
-    pthread_mutex_destroy(&d->in_use_lock);
-    pthread_cond_destroy(&d->fewer_in_use);
     free(d);
 }
 

@@ -24,12 +24,6 @@ typedef struct device_kernel {
     pthread_mutex_t lock;
 } device_kernel;
 
-/* The caller's memory while kernels work in it. */
-typedef struct host_range {
-    struct host_range *next;
-    const char *begin, *end;
-} host_range;
-
 struct device {
     cl_context cl;
     cl_device_id id;
@@ -43,10 +37,7 @@ struct device {
     struct staging *stagings; /* that no call has now */
     int n_stagings;
     pthread_mutex_t stagings_lock; /* of its own: lock is held while programs are built */
-    host_range *in_use;            /* of calls that run now */
-    pthread_mutex_t in_use_lock;
-    pthread_cond_t fewer_in_use;
-    bool has_bad_binaries; /* then every further kernel is made from source */
+    bool has_bad_binaries;         /* then every further kernel is made from source */
 };
 
 struct device_plan {

@@ -168,6 +168,13 @@ clattn_status clattn__late(clattn_status status)
                         error.message);
 }
 
+static int64_t groups_of_launch(const device_choice *c, const device_stage *s)
+{
+    const int64_t most = ITEMS_MAX / s->work_group_size, least = c->launch_groups > 1 ? c->launch_groups : 1;
+    const int64_t wanted = (s->groups + c->n_launches - 1) / c->n_launches;
+    return wanted > most ? most : wanted > least ? wanted : least;
+}
+
 /* One stage over work-groups [first, end), in as many launches as that takes, each after the one before. is_last: of
  * the call. */
 static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end, bool is_last)
@@ -175,8 +182,7 @@ static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end
     device_kernel *k = c->plan->kernels[stage];
     const device_stage *s = &c->plan->choice.stages[stage];
     const size_t local = (size_t)s->work_group_size;
-    const int64_t wanted = s->groups / c->plan->choice.n_launches + 1, most = ITEMS_MAX / (int64_t)local;
-    const int64_t step = wanted < most ? wanted : most;
+    const int64_t step = groups_of_launch(&c->plan->choice, s);
     c->args.n_tiles = s->n_tiles ? s->n_tiles : 1;
     for (c->args.first_group = first; c->args.first_group < end; c->args.first_group += step) {
         const int64_t left = end - c->args.first_group;
@@ -189,6 +195,10 @@ static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end
                                                        c->before ? 1 : c->n_wait, c->before ? &c->before : c->wait_list,
                                                        is_last && left <= step ? c->event : &done);
             if (code != CL_SUCCESS) status = clattn__cl_fail("clEnqueueNDRangeKernel", code);
+        }
+        if (status == CLATTN_STATUS_SUCCESS && left > step) { /* or else drivers may make one of several */
+            const cl_int code = clFlush(c->queue);
+            if (code != CL_SUCCESS) status = clattn__late(clattn__cl_fail("clFlush", code));
         }
         if (c->before) status = clattn__late(status);
         pthread_mutex_unlock(&k->lock);

@@ -5,6 +5,13 @@
 #include "copy.h"
 #include "run.h"
 
+/* The caller's memory while a call's kernels work in it; calls are counted as they come. */
+typedef struct host_range {
+    struct host_range *next;
+    const char *begin, *end;
+    uint64_t call;
+} host_range;
+
 /* A stretch of the caller's memory that the kernels work in, one for each operand. */
 typedef struct stretch {
     tensor_shape shape; /* as the caller has it */
@@ -57,7 +64,7 @@ static bool clusters_find(const device_plan *plan, stretch s[OPERANDS])
             }
         }
         must_copy |= end - begin > plan->device->profile.max_alloc_bytes;
-        s[i].range = (host_range){NULL, begin, end};
+        s[i].range = (host_range){.begin = begin, .end = end};
         for (int j = i; j < OPERANDS; j++) {
             if (!s[j].begin || is_placed[j] || s[j].begin >= end || begin >= s[j].end) continue;
             is_placed[j] = true;
@@ -69,12 +76,19 @@ static bool clusters_find(const device_plan *plan, stretch s[OPERANDS])
     return must_copy;
 }
 
-/* Several cl_mem over the same memory at a time are undefined, and end some drivers, unless they are over the very same
- * range. */
-static bool overlaps_another(const struct device *d, const stretch s[OPERANDS])
+/* Clusters of the calls that run now, or wait for one that came before, on any device. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t fewer;
+    host_range *first;
+    uint64_t calls;
+} in_use = {.lock = PTHREAD_MUTEX_INITIALIZER, .fewer = PTHREAD_COND_INITIALIZER};
+
+/* Several cl_mem over one place at a time end some drivers, unless they are over the very same range. */
+static bool overlaps_earlier(const stretch s[OPERANDS], uint64_t call)
 {
-    for (const host_range *r = d->in_use; r; r = r->next)
-        for (int i = 0; i < OPERANDS; i++) {
+    for (const host_range *r = in_use.first; r; r = r->next)
+        for (int i = 0; r->call < call && i < OPERANDS; i++) {
             const host_range *own = &s[i].range;
             if (own->begin < r->end && r->begin < own->end && (own->begin != r->begin || own->end != r->end))
                 return true;
@@ -82,17 +96,19 @@ static bool overlaps_another(const struct device *d, const stretch s[OPERANDS])
     return false;
 }
 
-/* Waits for the calls whose clusters overlap this one's: all at once, so that no two wait for each other. */
-static void clusters_take(struct device *d, stretch s[OPERANDS])
+/* Waits for the calls that came before and whose clusters overlap this one's. */
+static void clusters_take(stretch s[OPERANDS])
 {
-    pthread_mutex_lock(&d->in_use_lock);
-    while (overlaps_another(d, s)) pthread_cond_wait(&d->fewer_in_use, &d->in_use_lock);
+    pthread_mutex_lock(&in_use.lock);
+    const uint64_t call = in_use.calls++;
     for (int i = 0; i < OPERANDS; i++) {
         if (!s[i].range.begin) continue;
-        s[i].range.next = d->in_use;
-        d->in_use = &s[i].range;
+        s[i].range.call = call;
+        s[i].range.next = in_use.first;
+        in_use.first = &s[i].range;
     }
-    pthread_mutex_unlock(&d->in_use_lock);
+    while (overlaps_earlier(s, call)) pthread_cond_wait(&in_use.fewer, &in_use.lock);
+    pthread_mutex_unlock(&in_use.lock);
 }
 
 static clattn_status clusters_open(const device_plan *plan, stretch s[OPERANDS])
@@ -114,19 +130,19 @@ static clattn_status clusters_open(const device_plan *plan, stretch s[OPERANDS])
     return CLATTN_STATUS_SUCCESS;
 }
 
-static void clusters_close(struct device *d, stretch s[OPERANDS])
+static void clusters_close(stretch s[OPERANDS])
 {
     for (int i = 0; i < OPERANDS; i++)
         if (s[i].mem && s[i].range.begin) clReleaseMemObject(s[i].mem);
-    pthread_mutex_lock(&d->in_use_lock);
-    for (int i = 0; i < OPERANDS; i++)
-        for (host_range **r = &d->in_use; *r && s[i].range.begin; r = &(*r)->next)
-            if (*r == &s[i].range) {
-                *r = (*r)->next;
-                break;
-            }
-    pthread_cond_broadcast(&d->fewer_in_use);
-    pthread_mutex_unlock(&d->in_use_lock);
+    pthread_mutex_lock(&in_use.lock);
+    for (int i = 0; i < OPERANDS; i++) {
+        host_range **r = &in_use.first;
+        if (!s[i].range.begin) continue;
+        while (*r != &s[i].range) r = &(*r)->next;
+        *r = (*r)->next;
+    }
+    pthread_cond_broadcast(&in_use.fewer);
+    pthread_mutex_unlock(&in_use.lock);
 }
 
 /* The driver's word that what it wrote is in the caller's memory, enqueued behind the kernel. *done: for the last of
@@ -419,11 +435,11 @@ clattn_status clattn__device_run(device_plan *plan, const problem *p, const clat
     if (copy || !plan->device->profile.shares_host_memory) return run_copied(plan, p, args, caller, true, shares);
     memcpy(s, caller, sizeof s);
     if (clusters_find(plan, s)) return run_copied(plan, p, args, caller, false, NULL);
-    clusters_take(plan->device, s);
+    clusters_take(s);
     clattn_status status = clusters_open(plan, s);
     if (status == CLATTN_STATUS_SUCCESS) status = run_in_place(plan, p, args, s);
     if (status != CLATTN_STATUS_SUCCESS)
         clFinish(plan->device->queue); /* what was enqueued still reads the caller's memory */
-    clusters_close(plan->device, s);
+    clusters_close(s);
     return status;
 }
