@@ -64,13 +64,15 @@ static bool is_simulated(void)
     return !strcmp(info.platform, "Oclgrind"); /* whose log counts: half arithmetic gives zeros there, and more */
 }
 
-static void run_variant(const char *text, clattn_kernel kernel, int seed)
+/* nan_key: a key whose first value is NaN; below 0: none. */
+static void run_variant(const char *text, clattn_kernel kernel, int seed, int nan_key)
 {
     test_data *t = test_data_from_text(text, (uint64_t)seed);
     for (int64_t b = 0; b < t->p.batch; b++) {
         if (t->kv_lengths) t->kv_lengths[b] = t->p.n_kv - 5 * b - 1;
         if (t->query_offsets) t->query_offsets[b] = 4 * b - 2;
     }
+    if (nan_key >= 0) test_set(t, 'v', 0, 0, nan_key, 0, (double)NAN);
     clattn_plan_options options;
     clattn_plan_options_init(&options);
     options.path = CLATTN_PATH_DEVICE;
@@ -97,14 +99,23 @@ START_TEST(variant)
         snprintf(text, sizeof text, "%s", packed[which - SHAPES * VARIANTS]);
     if (kernels[_i / TEXTS] == CLATTN_KERNEL_ATTN_FWD_MMA && text[0] == 'f')
         memcpy(text, "f16", 3); /* f32 and f64 too */
-    run_variant(text, kernels[_i / TEXTS], _i);
+    run_variant(text, kernels[_i / TEXTS], _i, -1);
 }
 END_TEST
 
 /* More columns than attn_decode reads of a key at once, and than a slice of attn_fwd's has. */
 static const char *const wide[] = {"f32 b1 hq2 hkv1 q3 kv37 d261 dv3", "f16 b1 hq2 hkv1 q3 kv37 d520 dv3"};
 
-START_TEST(many_columns) { run_variant(wide[_i / 2], _i % 2 ? CLATTN_KERNEL_ATTN_DECODE : CLATTN_KERNEL_ATTN_FWD, _i); }
+START_TEST(many_columns)
+{
+    run_variant(wide[_i / 2], _i % 2 ? CLATTN_KERNEL_ATTN_DECODE : CLATTN_KERNEL_ATTN_FWD, _i, -1);
+}
+END_TEST
+
+/* What attn_fwd_mma's cut blocks have of V is added apart where it is NaN. */
+static const char *const special[] = {"f16 b1 hq2 hkv1 q33 kv37 d18 causal", "bf16 b1 hq2 hkv1 q19 kv37 d8 window=3,3"};
+
+START_TEST(special_values) { run_variant(special[_i], CLATTN_KERNEL_ATTN_FWD_MMA, _i, 20); }
 END_TEST
 
 /* f32 slices copied ahead, by plain copies: in the tiles of a plan's own, for forced ones do without. */
@@ -196,6 +207,7 @@ Suite *test_suite(void)
     for (int k = 0; k < KERNELS; k++) {
         all[k] = test_case(suite, clattn_kernel_name(kernels[k]));
         tcase_add_loop_test(all[k], variant, k * TEXTS, (k + 1) * TEXTS);
+        if (kernels[k] == CLATTN_KERNEL_ATTN_FWD_MMA) tcase_add_loop_test(all[k], special_values, 0, 2);
     }
     for (int k = 0; k < 2; k++)
         tcase_add_loop_test(test_case(suite, clattn_kernel_name(test_backward_ways[1 + k].kernel)), backward_variant,
