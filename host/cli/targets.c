@@ -33,7 +33,8 @@ int device_find(const char *text, int *index)
         clattn_device_info info;
         clattn_device_info_init(&info);
         if (clattn_device_get_info(i, &info)) return cli_fail_library("--device", text);
-        if (contains(info.name, text) || contains(info.platform, text)) return *index = i, CLI_OK;
+        if (contains(info.name, text) || contains(info.platform, text) || contains(info.version, text))
+            return *index = i, CLI_OK;
     }
     return cli_fail(CLI_USAGE, "--device %s: none of the %d devices has that name", text, count);
 }

@@ -402,7 +402,8 @@ static clattn_status select_index(const clattn_context_options *o, cl_device_id 
             continue;
         }
         const bool is_named = o->device == CLATTN_DEVICE_NAME &&
-                              (contains(info.name, o->device_name) || contains(info.platform, o->device_name));
+                              (contains(info.name, o->device_name) || contains(info.platform, o->device_name) ||
+                               contains(info.version, o->device_name)); /* PoCL names itself there alone */
         const bool is_default = o->device == CLATTN_DEVICE_DEFAULT && info.usable;
         if (is_named || (is_default && (*index < 0 || !strcmp(info.type, "gpu")))) *index = i;
         if (is_named || (is_default && !strcmp(info.type, "gpu"))) break;

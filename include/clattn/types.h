@@ -214,7 +214,7 @@ typedef void(clattn_parallel_for_fn)(void *user, size_t n, void (*task)(void *ar
 typedef enum clattn_device_select {
     CLATTN_DEVICE_DEFAULT = 0, /* the first GPU, else the first device; none: host-only. Opened when first needed */
     CLATTN_DEVICE_INDEX = 1,   /* device_index, as `clattn devices` counts them */
-    CLATTN_DEVICE_NAME = 2,    /* the first whose name or platform name contains device_name, in any case */
+    CLATTN_DEVICE_NAME = 2,    /* the first whose name, platform name or version contains device_name, in any case */
     CLATTN_DEVICE_NONE = 3     /* host-only */
 } clattn_device_select;
 
