@@ -390,7 +390,7 @@ static bool contains(const char *whole, const char *part)
  * other, its failure is the answer. */
 static clattn_status select_index(const clattn_context_options *o, cl_device_id *devices, int count, int *index)
 {
-    clattn_device_info info;
+    clattn_device_info info = {0};
     clattn_status failed = CLATTN_STATUS_SUCCESS;
     error_state before;
     clattn__error_save(&before);
