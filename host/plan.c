@@ -26,6 +26,7 @@ enum {
     HOST_TILE_CHUNK = 1024,         /* ... the keys are split, whatever the machine and the batch */
     ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
     HEAD_DIM_MAX = 1 << 24,         /* and columns */
+    LAUNCH_ITEMS = INT32_MAX,       /* AMD's and NVIDIA's drivers count a launch's work-items in 32 bits */
     ENGINE_SPEED = 16,              /* a matrix engine's, beside a multiply-add a lane */
     LANES_ROWS = 16,                /* attn_fwd_lanes: rows of a vector */
     LANES_TILE = 64,                /* its rows of a tile; half of them where causal rows are fewer than ... */
@@ -252,7 +253,12 @@ static device_stage *add_stage(device_choice *c, const char *name, int64_t n_til
                                int64_t work_group_size, unsigned wanted)
 {
     device_stage *s = &c->stages[c->n_stages++];
-    *s = (device_stage){name, n_tiles * heads, work_group_size, (int)n_tiles, wanted, false, (1u << AXIS_COUNT) - 1};
+    *s = (device_stage){.name = name,
+                        .groups = n_tiles * heads,
+                        .work_group_size = work_group_size,
+                        .n_tiles = (int)n_tiles,
+                        .wanted = wanted,
+                        .axes = (1u << AXIS_COUNT) - 1};
     return s;
 }
 
@@ -723,8 +729,8 @@ bool clattn__plan_in_place(const problem *p, const device_profile *d)
     return fits;
 }
 
-/* As if no mask hid anything; a backward pass has seven products where forward has two. */
-static int64_t launches_of(const problem *p, const device_profile *d, const device_choice *c)
+/* By multiply-adds as if no mask hid anything; a backward pass has seven products where forward has two. */
+static void cut_launches(const problem *p, const device_profile *d, device_choice *c)
 {
     const double rows = (double)p->batch * (double)p->n_heads_q * (double)p->n_q;
     const double work =
@@ -732,7 +738,12 @@ static int64_t launches_of(const problem *p, const device_profile *d, const devi
     const bool by_engine =
         c->kernel == CLATTN_KERNEL_ATTN_FWD_MMA && !clattn__engine_is_emulated((matrix_engine)c->axes[AXIS_MMA]);
     const double most = (double)d->launch_work * (by_engine ? ENGINE_SPEED : 1);
-    return most > 0 && work > most ? (int64_t)ceil(work / most) : 1;
+    const int64_t n = most > 0 && work > most ? (int64_t)ceil(work / most) : 1;
+    for (device_stage *s = c->stages; s < c->stages + c->n_stages; s++) {
+        const int64_t even = div_up(s->groups, n), least = d->launch_groups > 1 ? d->launch_groups : 1;
+        const int64_t wanted = even > least ? even : least, fits = LAUNCH_ITEMS / s->work_group_size;
+        s->launch_groups = wanted < fits ? wanted : fits;
+    }
 }
 
 clattn_status clattn__plan_check_copies(const problem *p, const device_profile *d, const device_choice *c)
@@ -755,8 +766,7 @@ clattn_status clattn__plan_device(const problem *p, const device_profile *d, con
                                   device_choice *c, bool *is_last)
 {
     FORWARD(choose(p, d, o, nth, c, is_last));
-    c->n_launches = launches_of(p, d, c);
-    c->launch_groups = d->launch_groups;
+    cut_launches(p, d, c);
     clattn__plan_cut(p, d, c);
     if (c->cut.n_shares) return CLATTN_STATUS_SUCCESS;
     const share least = clattn__share_of(p, &c->cut, 0);

@@ -18,7 +18,7 @@ typedef struct device_profile {
     int64_t local_bytes, max_alloc_bytes, max_work_group_size;
     int64_t copy_bytes_most; /* of a call's copies and work space at a time; 0: any */
     int64_t launch_work;     /* multiply-adds of a launch, so that no watchdog ends it; 0: any */
-    int64_t launch_groups;   /* but so many work-groups, which keep the device busy */
+    int64_t launch_groups;   /* but so many work-groups, which keep the device busy; 0: one */
     int n_devices;           /* that a forward call is to have shares for; 0, 1: this one alone */
     matrix_engine engine;    /* that AUTO may take */
     int sub_group;           /* Intel: what attn_fwd insists on, with 256 registers a thread; 0: nothing */
@@ -40,10 +40,11 @@ extern const char *const clattn__axis_names[AXIS_COUNT];
 typedef struct device_stage {
     const char *name;
     int64_t groups, work_group_size;
-    int n_tiles;     /* attn_args.n_tiles */
-    unsigned wanted; /* backward: runs if one of these gradients is wanted, a bit for each gradient_name */
-    bool in_turns;   /* backward: works on partials, which the workspace has for entries_in_turn batch entries */
-    unsigned axes;   /* that it has a use for, a bit each: it is built once for all values of the others */
+    int64_t launch_groups; /* of a launch, at most */
+    int n_tiles;           /* attn_args.n_tiles */
+    unsigned wanted;       /* backward: runs if one of these gradients is wanted, a bit for each gradient_name */
+    bool in_turns;         /* backward: works on partials, which the workspace has for entries_in_turn batch entries */
+    unsigned axes;         /* that it has a use for, a bit each: it is built once for all values of the others */
 } device_stage;
 
 enum { STAGES_MOST = 5, STAGE_MERGE = 1 /* of the decode kernels */ };
@@ -56,7 +57,6 @@ typedef struct device_choice {
     int axes[AXIS_COUNT];
     device_stage stages[STAGES_MOST]; /* one after the other */
     int n_stages;
-    int64_t n_launches, launch_groups;           /* of each stage; but so many work-groups each, or more */
     int64_t work_group_size, local_bytes;        /* of the kernel that the choice is named after */
     int64_t workspace_bytes;                     /* 0: none */
     int64_t partial_chunk;                       /* the decode kernels: reals of one chunk's partials */

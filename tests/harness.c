@@ -97,7 +97,8 @@ bool test_device_info(clattn_device_info *info)
     for (int i = 0;; i++) {
         clattn_device_info_init(info);
         if (clattn_device_get_info(i, info) != CLATTN_STATUS_SUCCESS) return false;
-        if (!name || contains(info->name, name) || contains(info->platform, name)) return true;
+        if (!name || contains(info->name, name) || contains(info->platform, name) || contains(info->version, name))
+            return true;
     }
 }
 

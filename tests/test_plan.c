@@ -703,20 +703,23 @@ START_TEST(cut_that_does_not_fit)
 }
 END_TEST
 
-/* Multiply-adds of a launch, at most: 2.8e11, of a matrix engine sixteen times as many. */
+/* Multiply-adds of a launch, at most: 2.8e11, of a matrix engine sixteen times as many; but 528 work-groups or all. */
 START_TEST(launches)
 {
     static const struct {
         const char *text;
         clattn_kernel kernel;
-        int64_t n;
+        int64_t n; /* launches that the work asks for */
         matrix_engine engine;
-    } cases[] = {{"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_FWD, 1, ENGINE_NONE},
-                 {"f16 b4 hq16 hkv16 q4096 kv8192 d128 causal", CLATTN_KERNEL_ATTN_FWD, 2, ENGINE_NONE},
-                 {"f16 b4 hq16 hkv16 q4096 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 1, ENGINE_MMA_SYNC},
-                 {"f16 b4 hq16 hkv16 q8192 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 2, ENGINE_MMA_SYNC},
-                 {"f16 b4 hq16 hkv16 q4096 kv8192 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 2, ENGINE_NONE}, /* emulated */
-                 {"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_BWD, 4, ENGINE_NONE}};
+    } cases[] = {
+        {"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_FWD, 1, ENGINE_NONE},
+        {"f16 b4 hq16 hkv16 q4096 kv8192 d128 causal", CLATTN_KERNEL_ATTN_FWD, 2, ENGINE_NONE},
+        {"f16 b4 hq16 hkv16 q4096 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 1, ENGINE_MMA_SYNC},
+        {"f16 b4 hq16 hkv16 q8192 kv65536 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 2, ENGINE_MMA_SYNC},
+        {"f16 b4 hq16 hkv16 q4096 kv8192 d128", CLATTN_KERNEL_ATTN_FWD_MMA, 2, ENGINE_NONE}, /* emulated */
+        {"f16 b4 hq16 hkv16 q4096 kv4096 d128", CLATTN_KERNEL_ATTN_BWD, 4, ENGINE_NONE},
+        {"f32 b1 hq32 hkv4 q32768 kv32768 d128", CLATTN_KERNEL_ATTN_BWD, 109, ENGINE_NONE}, /* 19 groups each */
+        {"f16 b1048576 hq64 hkv64 q1 kv1 d1", CLATTN_KERNEL_ATTN_FWD, 1, ENGINE_NONE}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         device_profile d = profile_of(&machines[0]);
         const problem p = problem_of(cases[i].text);
@@ -724,13 +727,19 @@ START_TEST(launches)
         device_choice c;
         if (cases[i].kernel == CLATTN_KERNEL_ATTN_BWD) o.pass = CLATTN_PASS_BACKWARD;
         d.engine = cases[i].engine;
-        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
-        ck_assert(c.n_launches == 1 && c.launch_groups == 0);
-        d.launch_work = INT64_C(132) << 31;
-        d.launch_groups = 528;
-        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
-        ck_assert_msg(c.n_launches == cases[i].n && c.launch_groups == 528, "%s: %d launches", cases[i].text,
-                      (int)c.n_launches);
+        for (int is_cut = 0; is_cut < 2; is_cut++) {
+            d.launch_work = is_cut ? INT64_C(132) << 31 : 0;
+            d.launch_groups = is_cut ? 528 : 0;
+            ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+            for (const device_stage *s = c.stages; s < c.stages + c.n_stages; s++) {
+                const int64_t n = is_cut ? cases[i].n : 1, even = (s->groups + n - 1) / n;
+                const int64_t busy = even < d.launch_groups ? d.launch_groups : even;
+                const int64_t fits = INT32_MAX / s->work_group_size;
+                ck_assert_msg(s->launch_groups == (busy < fits ? busy : fits),
+                              "%s, %s: %" PRId64 " of %" PRId64 " groups", cases[i].text, s->name, s->launch_groups,
+                              s->groups);
+            }
+        }
     }
 }
 END_TEST

@@ -5,8 +5,6 @@
 
 #include "../../cl/args.clh"
 
-enum { ITEMS_MAX = INT32_MAX }; /* of one launch: AMD's and NVIDIA's count work-items in 32 bits */
-
 /* ---- launch */
 
 static attn_args args_make(const problem *p, const launch_buffers *b, const device_choice *choice)
@@ -168,13 +166,6 @@ clattn_status clattn__late(clattn_status status)
                         error.message);
 }
 
-static int64_t groups_of_launch(const device_choice *c, const device_stage *s)
-{
-    const int64_t most = ITEMS_MAX / s->work_group_size, least = c->launch_groups > 1 ? c->launch_groups : 1;
-    const int64_t wanted = (s->groups + c->n_launches - 1) / c->n_launches;
-    return wanted > most ? most : wanted > least ? wanted : least;
-}
-
 /* One stage over work-groups [first, end), in as many launches as that takes, each after the one before. is_last: of
  * the call. */
 static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end, bool is_last)
@@ -182,7 +173,7 @@ static clattn_status launch_stage(call *c, int stage, int64_t first, int64_t end
     device_kernel *k = c->plan->kernels[stage];
     const device_stage *s = &c->plan->choice.stages[stage];
     const size_t local = (size_t)s->work_group_size;
-    const int64_t step = groups_of_launch(&c->plan->choice, s);
+    const int64_t step = s->launch_groups;
     c->args.n_tiles = s->n_tiles ? s->n_tiles : 1;
     for (c->args.first_group = first; c->args.first_group < end; c->args.first_group += step) {
         const int64_t left = end - c->args.first_group;
