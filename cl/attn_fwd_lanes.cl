@@ -32,7 +32,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORW
     vec q_tile[Q_WORDS * ROW_VECTORS];   /* [panels][words of HEAD_DIM_QK][PANEL] */
     vec o_tile[O_COLUMNS * ROW_VECTORS]; /* [panels][HEAD_DIM_V][PANEL], unnormalised */
     vec s[S_KEYS * ROW_VECTORS];         /* [panels][S_KEYS][PANEL], scores, then probs */
-    vec m[ROW_VECTORS], l[ROW_VECTORS], rescale[ROW_VECTORS];
+    vec m[ROW_VECTORS], l[ROW_VECTORS], top[ROW_VECTORS], rescale[ROW_VECTORS];
     word decoded[DECODED_SIZE] __attribute__((aligned(64))); /* [BLOCK_KV][HEAD_DIM] of 16-bit K or V */
     i64 pitch;
 
@@ -53,10 +53,12 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_fwd_lanes(FORW
         block.is_masked |= found & MASK_HIDDEN;
 
         BLOCK_SPACE const word *k_block = k_load(decoded, k + j0 * args.k_row, args.k_row, &pitch, block.n);
-        scores(s, q_tile, k_block, pitch, &block, scale);
+        for (int r = 0; r < ROW_VECTORS; r++) top[r] = m[r];
+        scores(s, top, q_tile, k_block, pitch, &block, scale);
         score(s, &cut, &block);
         if (block.is_masked) mask_hidden(s, &cut, &block);
-        row_state_update(m, l, rescale, s, &block);
+        if (SCORED || block.is_masked) row_maxima(top, m, s, &block);
+        row_state_update(m, l, rescale, s, top, &block);
         dropout(s, &args, at, dropout_scale, row_first, &block);
         probs_pack(s, &block);
         BLOCK_SPACE const word *v_block = v_load(decoded, v + j0 * args.v_row, args.v_row, &pitch, block.n);

@@ -178,8 +178,8 @@ INLINE vec vec_exp2(vec x, real unit)
 #ifdef PRODUCTS_BF16 /* 2e-7, far below the rounding of the result to bf16 */
     static const real factor[] = {1.3264727e-3f, 9.671513e-3f, 5.5507336e-2f, 2.4022243e-1f, 6.931470e-1f, 1.0f};
 #else
-    static const real factor[] = {1.5403530394e-4f, 1.3333558146e-3f, 9.6181291e-3f, 5.5504109e-2f,
-                                  2.4022651e-1f,    6.9314718e-1f,    1.0f};
+    static const real factor[] = {1.49025174e-4f, 1.33895816e-3f, 9.6200183e-3f, 5.55036515e-2f,
+                                  2.40226373e-1f, 6.93147182e-1f, 1.0f};
 #endif
     enum { MANTISSA = 23 };
 #else
