@@ -21,7 +21,8 @@ enum {
     HOST_DECODE_N_Q = 4,            /* host_decode beats host_tile up to so many query rows */
     HOST_DECODE_ROWS = 64,          /* its rows that share a read of the keys, unless the GQA group alone has more */
     HOST_DECODE_CHUNK = 512,        /* its keys of an item */
-    HOST_TILES_FEW = 6,             /* host_tile: with fewer tiles in a batch entry a tile is one panel */
+    HOST_TILES_MANY = 32,           /* host_tile: tiles have all their panels where a batch entry has as many, ... */
+    HOST_TILES_FEW = 6,             /* ... half of them from here on, else one */
     HOST_TILE_ROWS_FEW = 2048,      /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
     HOST_TILE_CHUNK = 1024,         /* ... the keys are split, whatever the machine and the batch */
     ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
@@ -224,8 +225,11 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
     } else {
         const host_ops *ops = plan->ops =
             clattn__host_ops(p->dtype); /* here alone: it may be a processor's first try */
-        const bool few = p->n_heads_q * div_up(p->n_q, ops->block_q) < HOST_TILES_FEW;
-        plan->block_q = (int)block_of(o->block_q, few ? ops->panel_rows : ops->block_q, p->n_q, 1, ops->block_q);
+        int64_t rows = ops->block_q;
+        for (int least = HOST_TILES_MANY; rows > ops->panel_rows && p->n_heads_q * div_up(p->n_q, rows) < least;
+             least = HOST_TILES_FEW)
+            rows /= 2;
+        plan->block_q = (int)block_of(o->block_q, rows, p->n_q, 1, ops->block_q);
         plan->block_kv = (int)block_of(o->block_kv, ops->block_kv, p->n_kv, 1, 4096);
         plan->chunk = p->n_q * p->n_heads_q < HOST_TILE_ROWS_FEW && p->n_kv > HOST_TILE_CHUNK ? HOST_TILE_CHUNK : 0;
     }
