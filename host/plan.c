@@ -18,23 +18,23 @@ const char *const clattn__axis_names[AXIS_COUNT] = {
 };
 
 enum {
-    HOST_DECODE_N_Q = 4,            /* host_decode beats host_tile up to so many query rows */
-    HOST_DECODE_ROWS = 64,          /* its rows that share a read of the keys, unless the GQA group alone has more */
-    HOST_DECODE_CHUNK = 512,        /* its keys of an item */
-    HOST_TILES_MANY = 32,           /* host_tile: tiles have all their panels where a batch entry has as many, ... */
-    HOST_TILES_FEW = 6,             /* ... half of them from here on, else one */
-    HOST_TILE_ROWS_FEW = 2048,      /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
-    HOST_TILE_CHUNK = 1024,         /* ... the keys are split, whatever the machine and the batch */
-    ROWS_MAX = 1 << 30,             /* the kernels count rows and keys in 32 bits */
-    HEAD_DIM_MAX = 1 << 24,         /* and columns */
-    LAUNCH_ITEMS = INT32_MAX,       /* AMD's and NVIDIA's drivers count a launch's work-items in 32 bits */
-    ENGINE_SPEED = 16,              /* a matrix engine's, beside a multiply-add a lane */
-    LANES_ROWS = 16,                /* attn_fwd_lanes: rows of a vector */
-    LANES_TILE = 64,                /* its rows of a tile; half of them where causal rows are fewer than ... */
-    LANES_ROWS_MANY = 512,          /* ... this, for tiles enough for the threads; from here on, where ... */
-    LANES_TILES_MANY = 32,          /* ... a batch entry has as many, of 16 bits, ... */
-    LANES_TILE_MOST = 128,          /* ... these, for which K and V are decoded once */
-    LANES_KEY_STEP = 4,             /* kv blocks are a multiple */
+    HOST_DECODE_N_Q = 4,       /* host_decode beats host_tile up to so many query rows */
+    HOST_DECODE_ROWS = 64,     /* its rows that share a read of the keys, unless the GQA group alone has more */
+    HOST_DECODE_CHUNK = 512,   /* its keys of an item */
+    HOST_TILES_MANY = 32,      /* host_tile: of 16 bits, tiles of all panels where a batch entry has as many; ... */
+    HOST_TILES_FEW = 6,        /* ... else of half of them, and of one where it has fewer than these */
+    HOST_TILE_ROWS_FEW = 2048, /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
+    HOST_TILE_CHUNK = 1024,    /* ... the keys are split, whatever the machine and the batch */
+    ROWS_MAX = 1 << 30,        /* the kernels count rows and keys in 32 bits */
+    HEAD_DIM_MAX = 1 << 24,    /* and columns */
+    LAUNCH_ITEMS = INT32_MAX,  /* AMD's and NVIDIA's drivers count a launch's work-items in 32 bits */
+    ENGINE_SPEED = 16,         /* a matrix engine's, beside a multiply-add a lane */
+    LANES_ROWS = 16,           /* attn_fwd_lanes: rows of a vector */
+    LANES_TILE = 64,           /* its rows of a tile; half of them where causal rows are fewer than ... */
+    LANES_ROWS_MANY = 512,     /* ... this, for tiles enough for the threads; from here on, where ... */
+    LANES_TILES_MANY = 32,     /* ... a batch entry has as many, of 16 bits, ... */
+    LANES_TILE_MOST = 128,     /* ... these, for which K and V are decoded once */
+    LANES_KEY_STEP = 4,        /* kv blocks are a multiple */
     LANES_PRIVATE_BEST = 260 << 10, /* bytes of private memory that stay in a core's cache */
     LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
     DECODE_ROWS = 4,                /* attn_decode_lanes: rows of a pass over a chunk */
@@ -190,6 +190,15 @@ static int64_t block_of(int64_t asked, int64_t automatic, int64_t sequence, int6
 /* On the host: the lanes of host_tile would be mostly idle. */
 static bool suits_decoding(const problem *p) { return p->n_q <= HOST_DECODE_N_Q; }
 
+/* Rows of a tile: of 16 bits, K and V are decoded once for them. */
+static int64_t host_tile_rows(const problem *p, const host_ops *ops)
+{
+    const int64_t all = ops->block_q, half = all / 2;
+    if (half < ops->panel_rows) return all;
+    if (clattn_dtype_size(p->dtype) == 2 && p->n_heads_q * div_up(p->n_q, all) >= HOST_TILES_MANY) return all;
+    return p->n_heads_q * div_up(p->n_q, half) >= HOST_TILES_FEW ? half : ops->panel_rows;
+}
+
 clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, int n_threads, host_plan *plan)
 {
     FORWARD(check_reach(p));
@@ -225,11 +234,7 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
     } else {
         const host_ops *ops = plan->ops =
             clattn__host_ops(p->dtype); /* here alone: it may be a processor's first try */
-        int64_t rows = ops->block_q;
-        for (int least = HOST_TILES_MANY; rows > ops->panel_rows && p->n_heads_q * div_up(p->n_q, rows) < least;
-             least = HOST_TILES_FEW)
-            rows /= 2;
-        plan->block_q = (int)block_of(o->block_q, rows, p->n_q, 1, ops->block_q);
+        plan->block_q = (int)block_of(o->block_q, host_tile_rows(p, ops), p->n_q, 1, ops->block_q);
         plan->block_kv = (int)block_of(o->block_kv, ops->block_kv, p->n_kv, 1, 4096);
         plan->chunk = p->n_q * p->n_heads_q < HOST_TILE_ROWS_FEW && p->n_kv > HOST_TILE_CHUNK ? HOST_TILE_CHUNK : 0;
     }

@@ -481,11 +481,11 @@ clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const t
     ck_assert_str_eq(clattn_kernel_name(info.kernel), clattn_kernel_name(way->kernel));
     if (backward) return plan;
     if (way->kernel == CLATTN_KERNEL_HOST_TILE) {
-        /* Rows of a tile: 2 x 4 vectors of 16, by AMX 4, 2 x 3 of 8, 2 x 4 of 4; half of each for f64. */
-        const int64_t rows = !strncmp(info.instructions, "avx512", 6) ? 128
+        /* Most rows of a tile: 4 x 4 vectors of 16, by AMX 4, 4 x 3 of 8, 4 x 4 of 4; half of each for f64. */
+        const int64_t rows = !strncmp(info.instructions, "avx512", 6) ? 256
                              : !strncmp(info.instructions, "amx", 3)  ? 64
-                             : !strcmp(info.instructions, "avx2")     ? 48
-                                                                      : 32;
+                             : !strcmp(info.instructions, "avx2")     ? 96
+                                                                      : 64;
         check_block("block_q", info.block_q, block_q, p->n_q, 1, p->dtype == CLATTN_DTYPE_F64 ? rows / 2 : rows);
         check_block("block_kv", info.block_kv, block_kv, p->n_kv, 1, 4096);
         if (n_threads) ck_assert_int_eq(info.n_threads, n_threads);

@@ -831,7 +831,7 @@ END_TEST
 typedef struct host_case {
     const char *text;
     int64_t block_q, block_kv;
-    int n_threads, got_q, got_kv, got_threads; /* got_q 0: many tiles have all panels, some half of them, few one */
+    int n_threads, got_q, got_kv, got_threads; /* got_q 0: many tiles of 16 bits have all panels, some half, few one */
 } host_case;
 static const host_case host_cases[] = {
     {"f32 hq1 q300 kv300 d64", 0, 0, 0, 0, -1, 6},
@@ -841,8 +841,10 @@ static const host_case host_cases[] = {
     {"f32 hq1 q3 kv5 d64", 1000, 1000, 0, 3, 5, 6},
     {"f32 hq1 q0 kv0 d64", 0, 0, 0, 1, 1, 6},
     {"f32 hq1 q300 kv100000 d64", 0, 100000, 1, 0, 4096, 1},
+    {"f16 hq1 q60 kv300 d64", 0, 0, 0, 0, -1, 6},
+    {"f16 hq16 q300 kv300 d64", 0, 0, 0, 0, -1, 6},
+    {"f16 b4 hq8 q200 kv300 d64", 0, 0, 0, 0, -1, 6},
     {"f32 hq32 q300 kv300 d64", 0, 0, 0, 0, -1, 6},
-    {"f32 b4 hq8 q256 kv300 d64", 0, 0, 0, 0, -1, 6},
     {"f64 hq1 q4 kv4 d64", 2, 3, 9, 2, 3, 9},
 };
 enum { N_HOSTS = sizeof host_cases / sizeof *host_cases };
@@ -882,10 +884,10 @@ START_TEST(host_plan_of)
     ck_assert_int_eq(clattn__plan_host(&p, &o, 6, &h), CLATTN_STATUS_SUCCESS);
     const host_ops *ops = clattn__host_ops(p.dtype);
     const int64_t all = ops->block_q, half = all / 2, heads = p.n_heads_q;
-    const int64_t rows = heads * (up(p.n_q, all) / all) >= 32                              ? all
-                         : heads * (up(p.n_q, half) / half) >= 6 && half > ops->panel_rows ? half
-                                                                                           : ops->panel_rows;
-    ck_assert_int_eq(h.block_q, k->got_q ? k->got_q : rows);
+    const bool many = p.dtype == CLATTN_DTYPE_F16 && heads * (up(p.n_q, all) / all) >= 32;
+    const int64_t rows = many ? all : heads * (up(p.n_q, half) / half) >= 6 ? half : ops->panel_rows;
+    ck_assert_int_eq(all, 4 * ops->panel_rows);
+    ck_assert_int_eq(h.block_q, k->got_q ? k->got_q : rows < p.n_q ? rows : p.n_q);
     ck_assert_int_eq(h.block_kv, k->got_kv > 0 ? k->got_kv : ops->block_kv < p.n_kv ? ops->block_kv : p.n_kv);
     ck_assert_int_eq(h.n_threads, k->got_threads);
     ck_assert_ptr_eq(h.ops, h.kernel == CLATTN_KERNEL_HOST_TILE ? ops : NULL);

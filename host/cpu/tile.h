@@ -56,7 +56,7 @@ static inline int64_t partial_pitch(int head_dim_v) { return partial_state_at(he
 typedef struct host_ops {
     const char *name;
     clattn_dtype products;
-    int block_q, panel_rows; /* most rows of a tile, a multiple of those of its panels */
+    int block_q, panel_rows; /* most rows of a tile: one, two or four panels' */
     int block_kv;            /* keys of a kv block that suit the caches */
     size_t (*work_bytes)(int head_dim_qk, int head_dim_v, int block_q, int block_kv, clattn_dtype dtype);
     void (*tile_forward)(const host_tile *tile, void *work); /* work: aligned to 64 bytes */
