@@ -20,7 +20,7 @@ int main(void)
     /* README: begin */
     clattn_problem p; /* Q, K, V and O are [batch, heads, n, dim], f32 */
     clattn_problem_init(&p, CLATTN_DTYPE_F32, batch, heads, heads, n, n, dim);
-    p.mask.window_right = 0; /* causal */
+    p.mask.window_right = 0; /* causal, top-left: the first row sees the first key */
     if (clattn_attention(NULL, &p, q, k, v, o, /*lse*/ NULL) != CLATTN_STATUS_SUCCESS) {
         fprintf(stderr, "%s\n", clattn_last_error()->message);
         return 1;

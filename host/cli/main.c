@@ -32,9 +32,8 @@ static const command commands[] = {
      NULL, false, cmd_backward},
     {"compare", COMMAND_COMPARE,
      "Runs every path and device on one problem, beside a float64 reference; exits 1 past the tolerance.",
-     "\nThe problem is a text, or files as in `forward`; without one, the self-test's problems run, and the worst is\n"
-     "named. --path, --kernel and --device leave out the other "
-     "rows.\n" PROBLEM_NOTE,
+     "\nThe problem is a text, or files as in `forward`; without one, the self-test's problems run, for minutes where\n"
+     "kernels compile, and the worst is named. --path, --kernel and --device leave out the other rows.\n" PROBLEM_NOTE,
      "PROBLEM", false, cmd_compare},
     {"bench", COMMAND_BENCH, "Times clattn_forward, or clattn_backward, on one problem.",
      "\nOn a device that does not share the host's memory, tensors are in the device's, and what is timed is\n"
