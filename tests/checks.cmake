@@ -1,5 +1,5 @@
 # Each test program and how many checks must pass in it.
-clattn_add_check(test_parity 1460)
+clattn_add_check(test_parity 1480)
 clattn_add_check(test_numerics 325)
 clattn_add_check(test_threads 15)
 

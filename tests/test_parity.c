@@ -46,42 +46,16 @@ END_TEST
 /* ---- instruction sets of the host, the widest first; one that the machine lacks runs the next */
 
 static const char *const sets[] = {"amx_bf16", "avx512_bf16", "avx512", "avx2", "portable"};
-static const char *const set_problems[] = {
-    "hq4 hkv2 q70 kv133 d31 dv33 window=40,5",
-    "b2 hq2 hkv2 q65 kv300 d64 causal offset=per-batch mask=b,1,q,kv",
-    "hq3 hkv1 q130 kv257 d80 dv46 softcap=3 alibi bias sinks kvlen=201",
-    "hq2 hkv2 q40 kv90 d16 dropout=0.3:seed=3",
-    "hq2 hkv1 d40 varlen=37,0,5:100,9,33",
-};
-
-START_TEST(instruction_sets)
-{
-    char text[128];
-    const clattn_dtype dtype = dtypes[_i % COUNT(dtypes)];
-    const char *set = sets[_i / COUNT(dtypes) % COUNT(sets)];
-    snprintf(text, sizeof text, "%s %s", clattn_dtype_name(dtype), set_problems[_i / COUNT(dtypes) / COUNT(sets)]);
-    test_data *t = test_data_from_text(text, (uint64_t)_i + 5);
-    for (int64_t d = 0; !strstr(text, "varlen") && d < 16; d++) { /* seen by some rows of a tile only, or by none */
-        test_set(t, 'v', 0, 0, 60, d, d % 2 ? (double)NAN : (double)INFINITY);
-        test_set(t, 'v', 0, 0, t->p.n_kv - 1, d, d % 2 ? (double)-INFINITY : (double)NAN);
-    }
-    test_reference(t);
-    setenv("CLATTN_CPU", set, 1);
-    test_run(t, &test_ways[0], 0, 0);
-    unsetenv("CLATTN_CPU");
-    if (!strstr(set, "_bf16") || dtype != CLATTN_DTYPE_BF16) ck_assert_int_ne(t->products, CLATTN_DTYPE_BF16);
-    test_compare(t, set);
-    test_data_free(t);
-}
-END_TEST
-
-/* ---- tiles of all their panels: bands that some panels share and some do not see, masks, sequences, keys in chunks */
-
-static const char *const tile_sets[] = {"avx512_bf16", "avx512", "avx2", "portable"};
 static const struct {
     const char *text;
     int64_t block_q, block_kv;
-} tile_problems[] = {
+} set_problems[] = {
+    {"hq4 hkv2 q70 kv133 d31 dv33 window=40,5", 0, 0},
+    {"b2 hq2 hkv2 q65 kv300 d64 causal offset=per-batch mask=b,1,q,kv", 0, 0},
+    {"hq3 hkv1 q130 kv257 d80 dv46 softcap=3 alibi bias sinks kvlen=201", 0, 0},
+    {"hq2 hkv2 q40 kv90 d16 dropout=0.3:seed=3", 0, 0},
+    {"hq2 hkv1 d40 varlen=37,0,5:100,9,33", 0, 0},
+    /* tiles of all their panels: bands that some panels share and some do not see, keys in chunks */
     {"hq2 hkv1 q300 kv333 d24 window=70,4 offset=30", 256, 64},
     {"hq1 q270 kv520 d40 window=400,3 offset=200 mask=b,1,q,kv", 200, 0},
     {"hq2 hkv1 q260 kv300 d33 causal offset=-100 bias", 193, 0},
@@ -89,22 +63,23 @@ static const struct {
     {"hq2 hkv1 d24 varlen=300,0,193,257:310,5,200,64 causal", 256, 0},
 };
 
-START_TEST(tiles_of_all_panels)
+START_TEST(instruction_sets)
 {
     char text[128];
     const clattn_dtype dtype = dtypes[_i % COUNT(dtypes)];
-    const char *set = tile_sets[_i / COUNT(dtypes) % COUNT(tile_sets)];
-    const int nth = _i / COUNT(dtypes) / COUNT(tile_sets);
-    snprintf(text, sizeof text, "%s %s", clattn_dtype_name(dtype), tile_problems[nth].text);
-    test_data *t = test_data_from_text(text, (uint64_t)_i + 7);
-    for (int64_t d = 0; !strstr(text, "varlen") && d < 16; d++) {
+    const char *set = sets[_i / COUNT(dtypes) % COUNT(sets)];
+    const int nth = _i / COUNT(dtypes) / COUNT(sets);
+    snprintf(text, sizeof text, "%s %s", clattn_dtype_name(dtype), set_problems[nth].text);
+    test_data *t = test_data_from_text(text, (uint64_t)_i + 5);
+    for (int64_t d = 0; !strstr(text, "varlen") && d < 16; d++) { /* seen by some rows of a tile only, or by none */
         test_set(t, 'v', 0, 0, 60, d, d % 2 ? (double)NAN : (double)INFINITY);
         test_set(t, 'v', 0, 0, t->p.n_kv - 1, d, d % 2 ? (double)-INFINITY : (double)NAN);
     }
     test_reference(t);
     setenv("CLATTN_CPU", set, 1);
-    test_run(t, &test_ways[0], tile_problems[nth].block_q, tile_problems[nth].block_kv);
+    test_run(t, &test_ways[0], set_problems[nth].block_q, set_problems[nth].block_kv);
     unsetenv("CLATTN_CPU");
+    if (!strstr(set, "_bf16") || dtype != CLATTN_DTYPE_BF16) ck_assert_int_ne(t->products, CLATTN_DTYPE_BF16);
     test_compare(t, set);
     test_data_free(t);
 }
@@ -639,7 +614,6 @@ Suite *test_suite(void)
     tcase_add_loop_test(sizes, tiny_sequences, 0, COUNT(tiny) * TEST_WAYS);
     tcase_add_loop_test(sizes, odd_blocks_on_host, 0, COUNT(odd_blocks));
     tcase_add_loop_test(sizes, panels_of_rows, 0, COUNT(panels));
-    tcase_add_loop_test(sizes, tiles_of_all_panels, 0, COUNT(tile_problems) * COUNT(tile_sets) * COUNT(dtypes));
     tcase_add_loop_test(sizes, odd_blocks_on_device, 0, 2);
     tcase_add_loop_test(sizes, queries_1_to_32, 0, 32 * TEST_WAYS);
     tcase_add_loop_test(sizes, automatic_blocks, 0, COUNT(long_sequences) * TEST_WAYS);
