@@ -77,12 +77,11 @@ WG_KERNEL void attn_bwd(BACKWARD_PARAMETERS)
                 query_rows rows;
 
                 query_rows_load(&rows, lse_head, args.lse_row, delta, i0, n_q, row, col);
-                tile_product_nt(s, stage, k, args.k_row, n_keys, q_block, args.q_row, n_rows, HEAD_DIM_QK, row, col,
-                                lid);
-                tile_product_nt(dp, stage, v, args.v_row, n_keys, d_o_block, args.o_row, n_rows, HEAD_DIM_V, row, col,
-                                lid);
-                tile_gradients(s, dp, &rows, &src, &args, band, score_scale, dropout_scale, i0, n_q, j0, j_end, cut,
-                               row, col);
+                tile_product_nt(s, stage, k, args.k_row, n_keys, q_block, args.q_row, n_rows, HEAD_DIM_QK, score_scale,
+                                row, col, lid);
+                tile_product_nt(dp, stage, v, args.v_row, n_keys, d_o_block, args.o_row, n_rows, HEAD_DIM_V, 1, row,
+                                col, lid);
+                tile_gradients(s, dp, &rows, &src, &args, band, dropout_scale, i0, n_q, j0, j_end, cut, row, col);
                 if (back.wants_dv)
                     tile_product_nn(acc_v, s, p_tile, stage, d_o_block, args.o_row, n_rows, d0, HEAD_DIM_V, cut, row,
                                     col, lid);

@@ -57,10 +57,12 @@ WG_KERNEL void attn_bwd_dq(BACKWARD_PARAMETERS)
             __global const storage *k_block = k + j0 * args.k_row, *v_block = v + j0 * args.v_row;
             real s[TILE_M][TILE_N], dp[TILE_M][TILE_N]; /* this work-item's part of S and dP, then P and dS */
 
-            tile_product_nt(s, stage, q, args.q_row, n_rows, k_block, args.k_row, n_keys, HEAD_DIM_QK, row, col, lid);
-            tile_product_nt(dp, stage, d_o, args.o_row, n_rows, v_block, args.v_row, n_keys, HEAD_DIM_V, row, col, lid);
-            const real sum = tile_gradients(s, dp, &rows, &src, &args, band, score_scale, dropout_scale, i0, n_q, j0,
-                                            j_end, cut, row, col);
+            tile_product_nt(s, stage, q, args.q_row, n_rows, k_block, args.k_row, n_keys, HEAD_DIM_QK, score_scale, row,
+                            col, lid);
+            tile_product_nt(dp, stage, d_o, args.o_row, n_rows, v_block, args.v_row, n_keys, HEAD_DIM_V, 1, row, col,
+                            lid);
+            const real sum =
+                tile_gradients(s, dp, &rows, &src, &args, band, dropout_scale, i0, n_q, j0, j_end, cut, row, col);
             slope -= d0 == 0 ? sum : 0;
             if (back.wants_dq)
                 tile_product_nn(acc, dp, p_tile, stage, k_block, args.k_row, n_keys, d0, HEAD_DIM_QK, cut, row, col,

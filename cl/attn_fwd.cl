@@ -1,8 +1,8 @@
 /* Tiled attention, forward, for GPUs: K and V staged in local memory, S and O in registers.
  *
- *   load Q; m = -inf, l = 0, O = 0
+ *   Q = load Q * scale; m = -inf, l = 0, O = 0
  *   for each kv block that the tile's rows see:
- *       S = Q K^T * scale             summed over slices of D_SLICE columns
+ *       S = Q K^T                     summed over slices of D_SLICE columns
  *       S = score(S)                  softcap, ALiBi, bias, the app's function, where the problem has them
  *       S = -inf where hidden         only in blocks that the band or the boolean mask cuts
  *       P, r = row state, updated     m' = max(m, S), P = exp2(S - m'), r = exp2(m - m'), l = l r + sum of P
@@ -68,6 +68,7 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
 
     int turn = 0; /* whose place has the next slice */
     if (AHEAD && j_first < j_end) k_slice_load(stage + PLACE(turn), k, args.k_row, j_first, j_end, 0, lid);
+    q_tile_scale(stage, scale, lid);
     for (int j0 = j_first; j0 < j_end; j0 += BLOCK_KV) {
         const int found = tile_mask_classify(&mask_found, &src, row_first, n_q, j0, j_end, row, col, lid);
         if (!(found & MASK_SOME)) {
@@ -83,7 +84,7 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
         for (int d0 = 0; d0 < HEAD_DIM_QK; d0 += D_SLICE) {
             __local real4 *here = stage + PLACE(turn);
             if (!AHEAD) {
-                q_slice_load(here, q, args.q_row, row_first, n_q, d0, lid);
+                q_slice_load(here, q, args.q_row, row_first, n_q, d0, scale, lid);
                 k_slice_load(here + K_AT, k, args.k_row, j0, j_end, d0, lid);
             }
             copy_wait();
@@ -98,7 +99,6 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
             tile_matmul_nt(s, Q_RESIDENT ? stage + d0 / 4 : here, here + K_AT, row, col);
             if (!AHEAD) barrier(CLK_LOCAL_MEM_FENCE);
         }
-        tile_scale(s, scale);
         tile_score(s, &src, row_first, n_q, j0, j_end, row, col);
 
         if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, -INFINITY, row, col);
