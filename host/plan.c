@@ -33,7 +33,7 @@ enum {
     LANES_TILE = 64,           /* its rows of a tile; half of them where causal rows are fewer than ... */
     LANES_ROWS_MANY = 512,     /* ... this, for tiles enough for the threads; from here on, where ... */
     LANES_TILES_MANY = 32,     /* ... a batch entry has as many, of 16 bits, ... */
-    LANES_TILE_MOST = 128,     /* ... these, for which K and V are decoded once */
+    LANES_TILE_MOST = 256,     /* ... these or half of them, for which K and V are decoded once */
     LANES_KEY_STEP = 4,        /* kv blocks are a multiple */
     LANES_PRIVATE_BEST = 260 << 10, /* bytes of private memory that stay in a core's cache */
     LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
@@ -287,18 +287,28 @@ static int lanes_engine(const problem *p, const device_profile *d)
     return p->dtype == CLATTN_DTYPE_BF16 && engine_is_lanes(d->engine) ? (int)d->engine : ENGINE_NONE;
 }
 
-/* Rows of a tile. Of the largest not more than a sixteenth are rows that the problem does not have. */
+/* Rows of a tile. Of larger ones not more than a sixteenth are rows that the problem does not have. */
 static int64_t lanes_rows(const problem *p)
 {
-    const int64_t tiles = div_up(p->n_q, LANES_TILE_MOST), more = tiles * LANES_TILE_MOST - p->n_q;
     if (p->n_q < LANES_ROWS_MANY) return p->window_right >= 0 ? LANES_TILE / 2 : LANES_TILE;
-    return clattn_dtype_size(p->dtype) == 2 && tiles * p->n_heads_q >= LANES_TILES_MANY && more <= p->n_q / 16
-               ? LANES_TILE_MOST
-               : LANES_TILE;
+    for (int64_t rows = LANES_TILE_MOST; rows > LANES_TILE && clattn_dtype_size(p->dtype) == 2; rows /= 2) {
+        const int64_t tiles = div_up(p->n_q, rows), more = tiles * rows - p->n_q;
+        if (tiles * p->n_heads_q >= LANES_TILES_MANY && more <= p->n_q / 16) return rows;
+    }
+    return LANES_TILE;
 }
 
-/* Larger tiles are whole panels of vectors. */
-static int64_t lanes_step(int64_t rows) { return rows > LANES_TILE ? 2 * LANES_ROWS : LANES_ROWS; }
+/* Larger tiles are whole panels of three or four vectors. */
+static int64_t lanes_step(int64_t rows)
+{
+    return rows > LANES_TILE_MOST / 2 ? 4 * LANES_ROWS : rows > LANES_TILE ? 2 * LANES_ROWS : LANES_ROWS;
+}
+
+/* Bytes of private memory; the largest tile is worth it where it goes beyond the core's own cache. */
+static int64_t lanes_private_best(int64_t block_q)
+{
+    return block_q == LANES_TILE_MOST ? LANES_PRIVATE_MOST : LANES_PRIVATE_BEST;
+}
 
 static clattn_status choose_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,
                                   device_choice *c)
@@ -307,9 +317,10 @@ static clattn_status choose_lanes(const problem *p, const device_profile *d, con
     int64_t block_q = block_of(o->block_q, lanes_rows(p), p->n_q, lanes_step(asked), LANES_TILE_MOST);
     int64_t block_kv = block_of(o->block_kv, 128, p->n_kv, LANES_KEY_STEP, 1024);
     while (!o->block_q && block_q > LANES_ROWS &&
-           lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
-        block_q -= lanes_step(block_q);
-    while (!o->block_kv && block_kv > 16 && lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > LANES_PRIVATE_BEST)
+           lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > lanes_private_best(block_q))
+        block_q = block_q == LANES_TILE_MOST ? LANES_TILE_MOST / 2 : block_q - lanes_step(block_q);
+    while (!o->block_kv && block_kv > 16 &&
+           lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > lanes_private_best(block_q))
         block_kv = (block_kv / 2 + LANES_KEY_STEP - 1) / LANES_KEY_STEP * LANES_KEY_STEP;
     const int64_t bytes = lanes_private_bytes(p, block_q / LANES_ROWS, block_kv);
     RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,

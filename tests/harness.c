@@ -493,7 +493,8 @@ clattn_plan *test_plan(clattn_context *context, const clattn_problem *p, const t
         check_block("block_kv", info.block_kv, block_kv, p->n_kv, 1, 4096);
         if (n_threads) ck_assert_int_eq(info.n_threads, n_threads);
     } else if (way->kernel == CLATTN_KERNEL_ATTN_FWD_LANES) {
-        check_block("block_q", info.block_q, block_q, p->n_q, least(block_q, p->n_q) > 64 ? 32 : 16, 128);
+        const int64_t rows = least(block_q, p->n_q);
+        check_block("block_q", info.block_q, block_q, p->n_q, rows > 128 ? 64 : rows > 64 ? 32 : 16, 256);
         check_block("block_kv", info.block_kv, block_kv, p->n_kv, 4, 1024);
         ck_assert_int_eq(info.work_group_size, 1);
     } else if (way->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES) {

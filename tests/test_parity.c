@@ -146,14 +146,16 @@ END_TEST
 static const struct {
     const char *type;
     int rows;
-} panels[] = {{"f64", 16},  {"f64", 32}, {"f64", 48},  {"f64", 64}, {"f64", 96},
-              {"f64", 128}, {"f32", 96}, {"f32", 128}, {"f16", 96}, {"f16", 128}};
+} panels[] = {{"f64", 16},  {"f64", 32},  {"f64", 48},  {"f64", 64},  {"f64", 96},
+              {"f64", 128}, {"f64", 192}, {"f64", 256}, {"f32", 96},  {"f32", 128},
+              {"f32", 256}, {"f16", 96},  {"f16", 128}, {"f16", 192}, {"f16", 256}};
 
 START_TEST(panels_of_rows)
 {
+    static const char *const between[] = {"window=70,4 offset=30", "causal mask=b,1,q,kv alibi dropout=0.3:seed=3"};
     char text[128];
-    snprintf(text, sizeof text, "%s b1 hq2 hkv1 q259 kv300 d24 window=70,4 offset=30", panels[_i].type);
-    run_text(text, &test_ways[1], panels[_i].rows, 64);
+    snprintf(text, sizeof text, "%s b1 hq2 hkv1 q259 kv300 d24 %s", panels[_i / 2].type, between[_i % 2]);
+    run_text(text, &test_ways[1], panels[_i / 2].rows, 64);
 }
 END_TEST
 
@@ -613,7 +615,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(sizes, sizes_around_blocks, 0, COUNT(blocks) * SIZES * TEST_WAYS);
     tcase_add_loop_test(sizes, tiny_sequences, 0, COUNT(tiny) * TEST_WAYS);
     tcase_add_loop_test(sizes, odd_blocks_on_host, 0, COUNT(odd_blocks));
-    tcase_add_loop_test(sizes, panels_of_rows, 0, COUNT(panels));
+    tcase_add_loop_test(sizes, panels_of_rows, 0, COUNT(panels) * 2);
     tcase_add_loop_test(sizes, odd_blocks_on_device, 0, 2);
     tcase_add_loop_test(sizes, queries_1_to_32, 0, 32 * TEST_WAYS);
     tcase_add_loop_test(sizes, automatic_blocks, 0, COUNT(long_sequences) * TEST_WAYS);

@@ -392,7 +392,7 @@ START_TEST(lanes_has_one_variant)
     ck_assert_int_eq(c.work_group_size, 1);
     ck_assert_int_eq(c.local_bytes, 0);
     ck_assert_int_eq(c.axes[AXIS_BLOCK_Q] % 16, 0);
-    ck_assert_int_le(c.axes[AXIS_BLOCK_Q], 128);
+    ck_assert_int_le(c.axes[AXIS_BLOCK_Q], 256);
     ck_assert_int_eq(c.axes[AXIS_BLOCK_KV] % 4, 0);
     ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 1, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(clattn_last_error()->message, "attn_fwd_lanes"));
@@ -410,7 +410,9 @@ static const lanes_case lanes_cases[] = {
     {"f32 hq1 q300 kv300 d64", 17, 5, 32, 8},
     {"f32 hq1 q300 kv300 d64", 64, 128, 64, 128},
     {"f32 hq1 q300 kv300 d64", 65, 100, 96, 100},
-    {"f32 hq1 q300 kv300 d64", 1000, 100, 128, 100},
+    {"f32 hq1 q300 kv300 d64", 128, 100, 128, 100},
+    {"f32 hq1 q300 kv300 d64", 129, 100, 192, 100},
+    {"f32 hq1 q300 kv300 d64", 1000, 100, 256, 100},
     {"f32 hq1 q9 kv9 d64", 0, 0, 16, 12},
     {"f32 hq1 q1 kv1 d64", 0, 0, 16, 4},
     {"f32 hq1 q0 kv0 d64", 0, 0, 16, 4},
@@ -419,13 +421,18 @@ static const lanes_case lanes_cases[] = {
     {"f32 hq9 q511 kv600 d64 causal", 0, 0, 32, 128},
     {"f32 hq9 q512 kv600 d64 causal", 0, 0, 64, 128},
     {"f64 hq9 q512 kv600 d64", 0, 0, 64, 128},
-    {"f16 hq8 q512 kv600 d64", 0, 0, 128, 128}, /* K and V decoded for twice the rows, */
+    {"f16 hq16 q512 kv600 d64", 0, 0, 256, 128}, /* K and V decoded for more rows, */
+    {"bf16 hq16 q512 kv600 d64 causal", 0, 0, 256, 128},
+    {"b9 f16 hq15 q512 kv600 d64", 0, 0, 128, 128}, /* unless threads would be idle, */
     {"bf16 hq8 q512 kv600 d64 causal", 0, 0, 128, 128},
     {"b9 f16 hq9 q511 kv600 d64", 0, 0, 64, 128},
-    {"b9 f16 hq7 q512 kv600 d64", 0, 0, 64, 128}, /* unless threads would be idle, */
-    {"f16 hq9 q961 kv600 d64", 0, 0, 64, 128},    /* or a tile nearly empty, */
-    {"f16 hq9 q964 kv600 d64", 0, 0, 128, 128},
-    {"bf16 hq9 q512 kv600 d128", 0, 0, 128, 128}, /* in 260 KiB */
+    {"b9 f16 hq7 q512 kv600 d64", 0, 0, 64, 128},
+    {"f16 hq9 q961 kv600 d64", 0, 0, 64, 128}, /* or a tile nearly empty, */
+    {"f16 hq9 q964 kv600 d64", 0, 0, 256, 128},
+    {"f16 hq9 q1089 kv600 d64", 0, 0, 128, 128},
+    {"bf16 hq16 q512 kv600 d144", 0, 0, 256, 128}, /* in 512 KiB, */
+    {"bf16 hq16 q512 kv600 d160", 0, 0, 96, 128},
+    {"bf16 hq9 q512 kv600 d128", 0, 0, 128, 128}, /* smaller ones in 260 */
     {"bf16 hq9 q512 kv600 d160", 0, 0, 96, 128},
     {"bf16 hq9 q512 kv600 d256", 0, 0, 48, 128},
 };
@@ -1502,7 +1509,7 @@ START_TEST(tuning_of_variants)
     ck_variant(line, &d, &o, 1, CLATTN_KERNEL_ATTN_FWD_LANES, false, 64, 128);
     ck_variant(line, &d, &o, 2, CLATTN_KERNEL_ATTN_FWD, false, 64, 64);
     ck_variant("f32 hq4 q300 kv300 d64 causal", &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, false, 32, 128);
-    ck_variant("f32 hq4 q300 kv300 d32", &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, true, 128, 300);
+    ck_variant("f32 hq4 q300 kv300 d32", &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, true, 256, 300);
     ck_variant("f32 hq4 q40 kv20 d64", &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, false, 48, 20);
     o = options_of(CLATTN_KERNEL_AUTO, 16, 0); /* forced sizes want no table */
     ck_variant(line, &d, &o, 0, CLATTN_KERNEL_ATTN_FWD_LANES, false, 16, 128);
