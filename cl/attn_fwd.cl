@@ -62,7 +62,7 @@ WG_KERNEL void attn_fwd(FORWARD_PARAMETERS)
 
     o_row acc[TILE_M]; /* this work-item's part of O [BLOCK_Q, HEAD_DIM_V] */
     row_state state;
-    q_tile_load(stage, q, args.q_row, row_first, n_q, lid);
+    q_tile_load(stage, q, args.q_row, row_first, n_q, scale, lid);
     row_state_init(&state, sink_of(&args, at.head, sinks), col);
     tile_zero_o(acc);
 

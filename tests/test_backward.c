@@ -301,6 +301,43 @@ START_TEST(types_with_each)
 }
 END_TEST
 
+/* Scores of some tens, LSE from the kernel of the same family: P is off by what its S and that of LSE round differently. */
+START_TEST(scores_as_in_forward)
+{
+    double rms[TEST_WAYS];
+    test_data *t = test_data_from_text("f32 hq2 hkv2 q200 kv200 d64 causal scale=1.25", 3);
+    const clattn_problem *p = &t->p;
+    const size_t n = (size_t)(p->batch * p->n_heads_q * p->n_q * p->head_dim_qk);
+    test_data *like_o;
+    float *d_lse;
+    test_loss(t, 4, &like_o, &d_lse);
+    double *want = calloc(n, sizeof *want);
+    for (int w = 0; w < TEST_WAYS; w++) {
+        test_gradients g;
+        if (!test_way_context(&test_backward_ways[w], p->dtype)) continue;
+        test_run(t, &test_ways[w], 0, 0);
+        clattn_backward_args args = test_backward_args(t, like_o->o, NULL, &g);
+        test_ok(clattn_reference_backward(p, &args, &(clattn_reference_gradients){.dq = want}));
+        test_gradients_free(&g);
+        test_backward_run(t, &test_backward_ways[w], 0, like_o->o, NULL, &g);
+        double sum = 0;
+        for (size_t i = 0; i < n; i++) {
+            const double e =
+                (double)((const float *)g.data[0])[test_memory_at(p, (int64_t)i, p->n_heads_q, p->n_q, 64)] - want[i];
+            sum += e * e;
+        }
+        rms[w] = sqrt(sum / (double)n);
+        ck_assert_msg(rms[w] > 0 && rms[w] <= 1.15 * rms[0], "%s: RMS of dQ's error %.3g; the host's %.3g",
+                      test_backward_ways[w].name, rms[w], rms[0]);
+        test_gradients_free(&g);
+    }
+    free(want);
+    free(d_lse);
+    test_data_free(like_o);
+    test_data_free(t);
+}
+END_TEST
+
 /* ---- NaN */
 
 /* Behind the mask, in tiles and beyond, and in rows that see nothing: it must not reach anything. */
@@ -564,6 +601,7 @@ Suite *test_suite(void)
     t = test_case(s, "ways");
     tcase_add_loop_test(t, texts_each, 0, N_TEXTS * TEST_WAYS);
     tcase_add_loop_test(t, random_each, 0, RANDOM_CASES);
+    tcase_add_test(t, scores_as_in_forward);
     t = test_case(s, "pairs");
     tcase_add_loop_test(t, pairs, 0, 2 * TEST_PAIRS * TEST_WAYS);
     t = test_case(s, "types");
