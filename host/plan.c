@@ -35,11 +35,12 @@ enum {
     LANES_TILES_MANY = 32,     /* ... a batch entry has as many, of 16 bits, ... */
     LANES_TILE_MOST = 256,     /* ... these or half of them, for which K and V are decoded once */
     LANES_KEY_STEP = 4,        /* kv blocks are a multiple */
-    LANES_PRIVATE_BEST = 260 << 10, /* bytes of private memory that stay in a core's cache */
-    LANES_PRIVATE_MOST = 512 << 10, /* and that any driver's thread has on its stack */
-    DECODE_ROWS = 4,                /* attn_decode_lanes: rows of a pass over a chunk */
-    DECODE_ROWS_MOST = 16,          /* AUTO: rows that share a kv head */
-    DECODE_KEYS_LEAST = 512,        /* AUTO: keys */
+    LANES_PRIVATE_BEST = 260 << 10,  /* bytes of private memory that stay in a core's cache, */
+    LANES_PRIVATE_LARGE = 464 << 10, /* those that the largest tile is worth, measured where the cache has 1 MiB, */
+    LANES_PRIVATE_MOST = 512 << 10,  /* and that any driver's thread has on its stack */
+    DECODE_ROWS = 4,                 /* attn_decode_lanes: rows of a pass over a chunk */
+    DECODE_ROWS_MOST = 16,           /* AUTO: rows that share a kv head */
+    DECODE_KEYS_LEAST = 512,         /* AUTO: keys */
     DECODE_CHUNK = 256,
     DECODE_GPU_ROWS = 16,         /* attn_decode: most rows of a pass over a chunk */
     DECODE_GPU_SCORES = 4096,     /* most of them in local memory: rows times keys, half as many f64 */
@@ -277,7 +278,7 @@ static int64_t lanes_private_bytes(const problem *p, int64_t vectors, int64_t bl
     const bool is_short = clattn_dtype_size(p->dtype) == 2;
     const int64_t decoded = is_short ? block_kv * (qk > v ? qk : v) * 4 : 0;
     const int64_t vector_bytes = LANES_ROWS * (p->dtype == CLATTN_DTYPE_F64 ? 8 : 4);
-    const int64_t others = 5; /* two keys more, m, l and rescale */
+    const int64_t others = 6; /* two keys more, m, l, top and rescale */
     return (qk + v + block_kv + others) * vectors * vector_bytes + decoded;
 }
 
@@ -304,10 +305,9 @@ static int64_t lanes_step(int64_t rows)
     return rows > LANES_TILE_MOST / 2 ? 4 * LANES_ROWS : rows > LANES_TILE ? 2 * LANES_ROWS : LANES_ROWS;
 }
 
-/* Bytes of private memory; the largest tile is worth it where it goes beyond the core's own cache. */
 static int64_t lanes_private_best(int64_t block_q)
 {
-    return block_q == LANES_TILE_MOST ? LANES_PRIVATE_MOST : LANES_PRIVATE_BEST;
+    return block_q == LANES_TILE_MOST ? LANES_PRIVATE_LARGE : LANES_PRIVATE_BEST;
 }
 
 static clattn_status choose_lanes(const problem *p, const device_profile *d, const clattn_plan_options *o,
@@ -319,6 +319,9 @@ static clattn_status choose_lanes(const problem *p, const device_profile *d, con
     while (!o->block_q && block_q > LANES_ROWS &&
            lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > lanes_private_best(block_q))
         block_q = block_q == LANES_TILE_MOST ? LANES_TILE_MOST / 2 : block_q - lanes_step(block_q);
+    const int64_t least_kv = o->block_kv || block_kv < 16 ? block_kv : 16;
+    while (block_q > LANES_TILE_MOST / 2 && lanes_private_bytes(p, block_q / LANES_ROWS, least_kv) > LANES_PRIVATE_MOST)
+        block_q -= lanes_step(block_q);
     while (!o->block_kv && block_kv > 16 &&
            lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > lanes_private_best(block_q))
         block_kv = (block_kv / 2 + LANES_KEY_STEP - 1) / LANES_KEY_STEP * LANES_KEY_STEP;

@@ -55,7 +55,7 @@ numbers numbers_make(uint64_t seed, uint64_t i, bool device)
     p.n[DROPOUT] = rarely(&v, 6, 2);
     p.n[VARLEN] = rarely(&v, 8, 1);
     const bool windows = numbers_below(&v, 2);
-    p.n[BLOCK_Q] = device ? 16 << numbers_below(&v, 4) : rarely(&s, 3, 70);
+    p.n[BLOCK_Q] = device ? 16 << numbers_below(&v, 5) : rarely(&s, 3, 70);
     p.n[BLOCK_KV] = device ? 16 << numbers_below(&v, 3) : rarely(&s, 3, 300);
     p.n[BATCH] = size_of(&s, 4);
     p.n[HEADS_KV] = size_of(&s, 6);

@@ -58,6 +58,7 @@ static const struct {
     {"bf16 b1 hq1 hkv1 q131 kv257 d24 window=71,5 offset=101", 128, 128},
     {"bf16 b1 hq1 hkv1 q300 kv257 d24 window=71,5 offset=-3", 192, 128},
     {"bf16 b1 hq2 hkv1 q260 kv257 d24 causal mask=b,1,q,kv", 256, 128},
+    {"bf16 b1 hq1 hkv1 q257 kv257 d24", 256, 128},
     {"bf16 b1 hq1 hkv1 q1 kv301 d24 window=70,5 offset=290", 0, 0},
     {"bf16 b1 hq2 hkv2 q50 kv51 d64 causal offset=-13", 0, 0},
     {"bf16 hq2 hkv1 d64 varlen=3,0,5,17:0,4,5,70 causal offset=2", 0, 0},

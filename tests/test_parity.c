@@ -152,10 +152,11 @@ static const struct {
 
 START_TEST(panels_of_rows)
 {
-    static const char *const between[] = {"window=70,4 offset=30", "causal mask=b,1,q,kv alibi dropout=0.3:seed=3"};
+    static const char *const between[] = {"window=70,4 offset=30", "causal mask=b,1,q,kv alibi dropout=0.3:seed=3",
+                                          "kvlen=261"};
     char text[128];
-    snprintf(text, sizeof text, "%s b1 hq2 hkv1 q259 kv300 d24 %s", panels[_i / 2].type, between[_i % 2]);
-    run_text(text, &test_ways[1], panels[_i / 2].rows, 64);
+    snprintf(text, sizeof text, "%s b1 hq2 hkv1 q259 kv300 d24 %s", panels[_i / 3].type, between[_i % 3]);
+    run_text(text, &test_ways[1], panels[_i / 3].rows, 64);
 }
 END_TEST
 
@@ -192,7 +193,7 @@ static const char *const long_sequences[] = {
     "f32 b1 hq1 hkv1 q1025 kv1025 d64 causal",          "f32 b1 hq1 hkv1 q1025 kv1025 d64",
     "f32 b1 hq1 hkv1 q640 kv640 d64 window=100,0", /* a first block that later rows do not see at all */
     "f32 b1 hq1 hkv1 q640 kv640 d64 window=0,100",      "f32 b1 hq1 hkv1 q14 kv640 d64 causal offset=-7",
-    "f16 b1 hq1 hkv1 q3 kv4099 d64 causal offset=4096",
+    "f16 b1 hq1 hkv1 q3 kv4099 d64 causal offset=4096", "f16 hq16 hkv1 q512 kv140 d16",
 };
 
 START_TEST(automatic_blocks) { run_text(long_sequences[_i / TEST_WAYS], way_of(_i), 0, 0); }
@@ -615,7 +616,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(sizes, sizes_around_blocks, 0, COUNT(blocks) * SIZES * TEST_WAYS);
     tcase_add_loop_test(sizes, tiny_sequences, 0, COUNT(tiny) * TEST_WAYS);
     tcase_add_loop_test(sizes, odd_blocks_on_host, 0, COUNT(odd_blocks));
-    tcase_add_loop_test(sizes, panels_of_rows, 0, COUNT(panels) * 2);
+    tcase_add_loop_test(sizes, panels_of_rows, 0, COUNT(panels) * 3);
     tcase_add_loop_test(sizes, odd_blocks_on_device, 0, 2);
     tcase_add_loop_test(sizes, queries_1_to_32, 0, 32 * TEST_WAYS);
     tcase_add_loop_test(sizes, automatic_blocks, 0, COUNT(long_sequences) * TEST_WAYS);

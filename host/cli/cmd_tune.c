@@ -245,14 +245,14 @@ static int contest_open(tuner *t, const char *text, double end, contest *c)
 /* Sizes along one axis, then along the other: those that join, and the best of them beside the best so far. */
 static int search(contest *c, candidate **best)
 {
-    static const int64_t sizes[2][5] = {{256, 64, 512, 32, 128}, {32, 64, 16, 128, 48}}; /* of keys; of rows */
-    static const double join_until[2] = {0.45, 0.85}, race_until[2] = {0.55, 0.9};       /* shares of the time */
+    static const int64_t sizes[2][6] = {{256, 64, 512, 32, 128}, {32, 64, 16, 128, 256, 48}}; /* of keys; of rows */
+    static const double join_until[2] = {0.45, 0.85}, race_until[2] = {0.55, 0.9};            /* shares of the time */
     const double start = c->start, time = c->end - start;
     int code = CLI_OK;
     for (int axis = 0; axis < 2; axis++) {
         candidate *racers[MOST_CANDIDATES] = {*best};
         int n = 1;
-        for (int i = 0; i < 5 && !code && !stopped; i++) {
+        for (int i = 0; i < 6 && sizes[axis][i] && !code && !stopped; i++) {
             const int first = c->n;
             if (first > 1 && cli_now() > start + join_until[axis] * time) break;
             code = axis ? add(c, CLATTN_PATH_DEVICE, sizes[1][i], (*best)->info.block_kv)
