@@ -18,7 +18,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_bwd_dq_lanes(B
         for (int d = 0; d < HEAD_DIM_QK; d += LANES) {
             vec sum = (vec)(0);
             for (int split = 0; split < back.n_splits; split++)
-                sum += VLOAD(sums + split * next_split + (i64)i * PARTIAL_PITCH + d);
+                sum += vload(sums + split * next_split + (i64)i * PARTIAL_PITCH + d);
             store_columns(dq + i * args.q_row + d, d, HEAD_DIM_QK, sum * scale);
         }
 }

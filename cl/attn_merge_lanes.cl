@@ -28,7 +28,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_merge_lanes(FO
         for (int c = 0; c < args.n_tiles; c++) {
             __global const real *p = partials + c * args.partial_chunk;
             if (p[PARTIAL_M] == -INFINITY) continue; /* it saw nothing, and wrote no O */
-            sum = fma(VLOAD(p + d), (vec)(exp2((p[PARTIAL_M] - base) * SCORE_UNIT)), sum);
+            sum = fma(vload(p + d), (vec)(exp2((p[PARTIAL_M] - base) * SCORE_UNIT)), sum);
         }
         store_columns(o + d, d, HEAD_DIM_V, l == 0 ? (vec)(0) : sum / l);
     }

@@ -1,5 +1,5 @@
 # Each test program and how many checks must pass in it.
-clattn_add_check(test_parity 1500)
+clattn_add_check(test_parity 1518)
 clattn_add_check(test_numerics 325)
 clattn_add_check(test_threads 15)
 
@@ -13,7 +13,7 @@ if(TARGET clattn_static)
   target_compile_definitions(test_plan PRIVATE CLATTN_HAVE_OPENCL=$<BOOL:${CLATTN_OPENCL}>)
   add_test(NAME test_plan COMMAND test_plan)
   set_tests_properties(test_plan PROPERTIES TIMEOUT 1200
-    PASS_REGULAR_EXPRESSION "100%: Checks: 246, Failures: 0, Errors: 0")
+    PASS_REGULAR_EXPRESSION "100%: Checks: 250, Failures: 0, Errors: 0")
 
   # bf16 products over emulated instructions, in the place of what the library would choose.
   add_executable(test_amx test_amx.c problem_numbers.c gradients.c harness.c main.c)
@@ -38,7 +38,7 @@ if(CLATTN_OPENCL)
   clattn_add_check(test_opencl 159)
   clattn_add_check(test_decode 221)
   clattn_add_check(test_mma 233)
-  clattn_add_check(test_pairs 137)
+  clattn_add_check(test_pairs 140)
   clattn_add_check(test_backward_cl 31)
   clattn_add_check(test_cache 40)
   clattn_add_check(test_shares 78)
@@ -72,7 +72,7 @@ add_test(NAME readme COMMAND ${CMAKE_COMMAND} -DROOT=${PROJECT_SOURCE_DIR} -P ${
 # Gradients, case by case: they run side by side, the longest first.
 add_executable(test_backward test_backward.c)
 target_link_libraries(test_backward PRIVATE clattn_harness)
-foreach(case_checks pairs=636 types=135 ways=133 reference=52 nan=30 bits=6 refusals=49)
+foreach(case_checks pairs=636 types=135 ways=134 reference=52 nan=30 bits=6 refusals=49)
   string(REGEX MATCH "^([a-z]+)=([0-9]+)$" matched ${case_checks})
   add_test(NAME test_backward_${CMAKE_MATCH_1} COMMAND test_backward)
   set_tests_properties(test_backward_${CMAKE_MATCH_1} PROPERTIES TIMEOUT 4800 COST ${CMAKE_MATCH_2}
