@@ -11,16 +11,16 @@
 
 #define TILE 4 /* a block of dropout's numbers, and what plan.c counts with */
 
-/* s = (scale a) b', of rows that are n_a and n_b; rows past the last repeat it. */
+/* s = a b', of rows that are n_a and n_b; rows past the last repeat it. */
 FN void products(real s[TILE][TILE], __global const storage *a, i64 a_row, int n_a, __global const storage *b,
-                 i64 b_row, int n_b, const int dim, const real scale)
+                 i64 b_row, int n_b, const int dim)
 {
     real4 sum[TILE][TILE];
     UNROLL_FOR (int u = 0; u < TILE; u++)
         UNROLL_FOR (int c = 0; c < TILE; c++) sum[u][c] = (real4)(0);
     for (int d = 0; d < dim; d += 4) {
         real4 x[TILE], y[TILE];
-        UNROLL_FOR (int u = 0; u < TILE; u++) x[u] = load4(a + min_int(u, n_a - 1) * a_row + d, d, dim) * scale;
+        UNROLL_FOR (int u = 0; u < TILE; u++) x[u] = load4(a + min_int(u, n_a - 1) * a_row + d, d, dim);
         UNROLL_FOR (int c = 0; c < TILE; c++) y[c] = load4(b + min_int(c, n_b - 1) * b_row + d, d, dim);
         UNROLL_FOR (int u = 0; u < TILE; u++)
             UNROLL_FOR (int c = 0; c < TILE; c++) sum[u][c] = FMA(x[u], y[c], sum[u][c]);
@@ -54,10 +54,8 @@ FN void tile_add(real sum[TILE][TILE], real rest[TILE][TILE], const bias_head *h
 {
     const u64 batch_head = (u64)h->src.batch * args->n_heads_q + h->src.head;
     real s[TILE][TILE], dp[TILE][TILE];
-    products(s, h->q + i0 * args->q_row, args->q_row, n_q, h->k + j0 * args->k_row, args->k_row, n_kv, HEAD_DIM_QK,
-             scale);
-    products(dp, h->d_o + i0 * args->o_row, args->o_row, n_q, h->v + j0 * args->v_row, args->v_row, n_kv, HEAD_DIM_V,
-             1);
+    products(s, h->q + i0 * args->q_row, args->q_row, n_q, h->k + j0 * args->k_row, args->k_row, n_kv, HEAD_DIM_QK);
+    products(dp, h->d_o + i0 * args->o_row, args->o_row, n_q, h->v + j0 * args->v_row, args->v_row, n_kv, HEAD_DIM_V);
     for (int u = 0; u < n_q; u++) {
         const int i = i0 + u, first = mask_first(h->band, i), end = mask_end(h->band, i);
         const real lse = (real)h->lse[i * args->lse_row];
@@ -67,7 +65,7 @@ FN void tile_add(real sum[TILE][TILE], real rest[TILE][TILE], const bias_head *h
         for (int c = 0; c < n_kv; c++) {
             const int j = j0 + c;
             if (j < first || j >= end || (MASK && !mask_allows(&h->src, i, j))) continue;
-            const score_gradient g = score_gradient_of(s[u][c], &h->src, i, j);
+            const score_gradient g = score_gradient_of(s[u][c] * scale, &h->src, i, j);
             real d_prob = dp[u][c];
             if (DROPOUT) d_prob *= dropout_keeps(block, j, args->dropout_threshold) ? dropout_scale : 0;
             add_exactly(&sum[u][c], &rest[u][c], exp(g.score - lse) * (d_prob - h->delta[i]) * g.function);

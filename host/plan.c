@@ -320,7 +320,7 @@ static clattn_status choose_lanes(const problem *p, const device_profile *d, con
            lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > lanes_private_best(block_q))
         block_q = block_q == LANES_TILE_MOST ? LANES_TILE_MOST / 2 : block_q - lanes_step(block_q);
     const int64_t least_kv = o->block_kv || block_kv < 16 ? block_kv : 16;
-    while (block_q > LANES_TILE_MOST / 2 && lanes_private_bytes(p, block_q / LANES_ROWS, least_kv) > LANES_PRIVATE_MOST)
+    while (block_q > LANES_ROWS && lanes_private_bytes(p, block_q / LANES_ROWS, least_kv) > LANES_PRIVATE_MOST)
         block_q -= lanes_step(block_q);
     while (!o->block_kv && block_kv > 16 &&
            lanes_private_bytes(p, block_q / LANES_ROWS, block_kv) > lanes_private_best(block_q))

@@ -417,6 +417,8 @@ static const lanes_case lanes_cases[] = {
     {"f16 hq1 q300 kv300 d256", 1000, 0, 192, 16},
     {"f64 hq1 q300 kv300 d128", 1000, 0, 192, 16},
     {"f32 hq1 q300 kv300 d128", 1000, 300, 192, 300},
+    {"f32 hq1 q300 kv300 d512", 1000, 0, 96, 16},
+    {"f32 hq1 q900 kv900 d256", 96, 848, 64, 848},
     {"f32 hq1 q9 kv9 d64", 0, 0, 16, 12},
     {"f32 hq1 q1 kv1 d64", 0, 0, 16, 4},
     {"f32 hq1 q0 kv0 d64", 0, 0, 16, 4},
@@ -1502,7 +1504,7 @@ START_TEST(tuning_of_variants)
     const char *line = "f32 hq4 q300 kv300 d64";
     device_profile d =
         tuned_profile("tile 32 200 | " LANES_64 " | class cpu\ntile 4096 4096 | attn_fwd_lanes f32 d32 full "
-                      "q300 kv300 | class cpu\ntile 64 1024 | attn_fwd_lanes f32 d1000 full q300 kv300 | class cpu\n"
+                      "q300 kv300 | class cpu\ntile 64 1024 | attn_fwd_lanes f32 d4000 full q300 kv300 | class cpu\n"
                       "tile 48 17 | attn_fwd f32 d64 full q300 kv300 | class gpu\n"
                       "tile 32 16 | attn_fwd_mma f16 d64 full q300 kv300 | class gpu");
     clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
@@ -1526,7 +1528,7 @@ START_TEST(tuning_of_variants)
     ck_assert(is_last);
     p = problem_of(line);
     ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 2, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
-    p = problem_of("f32 hq4 q300 kv1200 d1000"); /* too large for the kernel */
+    p = problem_of("f32 hq4 q300 kv1200 d4000"); /* too large for the kernel */
     ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_UNSUPPORTED);
     ck_assert(!is_last && clattn__plan_device(&p, &d, &o, 1, &c, &is_last) == CLATTN_STATUS_SUCCESS && !c.is_tuned);
 
