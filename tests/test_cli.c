@@ -1222,6 +1222,7 @@ START_TEST(compare_codes)
     npy("big.npy", "'<f4'", "False", "(2, 2, 5, 4)", big, sizeof big);
     ck_assert_int_eq(clattn("compare --q q.npy --k k.npy --v big.npy --scale 0 --path host"), 1);
     ck_assert_ptr_nonnull(strstr(out, "WRONG"));
+    ck_assert_int_eq(clattn("compare 'f32 hq1 q9 kv9 d8' --kernel attn_fwd_mma"), 1); /* it takes f16 and bf16 */
 }
 END_TEST
 

@@ -46,6 +46,7 @@ static void print_row(const target *t, int width, const outcome *out, double hos
 static int compare(const options *o, const inputs *in, const target_list *list)
 {
     answer a;
+    int n_ran = 0;
     double host_seconds = 0;
     const int width = device_width(list);
     int code = answer_make(in, "reference", &a);
@@ -67,10 +68,11 @@ static int compare(const options *o, const inputs *in, const target_list *list)
         }
         if (t->path == CLATTN_PATH_HOST && host_seconds == 0 && !out.status) host_seconds = out.seconds;
         print_row(t, width, &out, host_seconds);
+        n_ran += !out.status;
         if (!out.ok && out.status != CLATTN_STATUS_UNSUPPORTED) code = CLI_FAILED;
     }
     answer_free(&a);
-    return code;
+    return code || n_ran ? code : cli_fail(CLI_FAILED, "nothing was compared: none of the above could run");
 }
 
 int cmd_compare(const options *o)

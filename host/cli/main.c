@@ -31,7 +31,8 @@ static const command commands[] = {
      "--cu-seqlens-q and --cu-seqlens-kv, --dlse is [heads, total]. The other notes are those of `forward`.\n",
      NULL, false, cmd_backward},
     {"compare", COMMAND_COMPARE,
-     "Runs every path and device on one problem, beside a float64 reference; exits 1 past the tolerance.",
+     "Runs every path and device on one problem, beside a float64 reference; exits 1 past the tolerance, or where none "
+     "ran.",
      "\nThe problem is a text, or files as in `forward`; without one, the self-test's problems run, for minutes where\n"
      "kernels compile, and the worst is named. --path, --kernel and --device leave out the other rows.\n" PROBLEM_NOTE,
      "PROBLEM", false, cmd_compare},

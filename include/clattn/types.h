@@ -266,7 +266,8 @@ typedef struct clattn_plan_options {
     clattn_path path;          /* default AUTO */
     clattn_kernel kernel;      /* default AUTO; a kernel of the other path is refused */
     int64_t block_q, block_kv; /* rows of a query tile, keys of a kv block; default 0: automatic. Cut to the sequence,
-                                  then to the nearest size that the kernel has: clattn_plan_get_info tells which */
+                                  then up to the next size that the kernel has, or down to the largest that fits:
+                                  clattn_plan_get_info tells which */
     int n_threads;             /* host path: most shares of the work at once, whatever threads the context has for
                                   them; default 0: the context's threads */
     clattn_pass pass;          /* default FORWARD */
