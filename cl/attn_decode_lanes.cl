@@ -27,20 +27,22 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_decode_lanes(F
     decode_row row[BLOCK_Q];
 
     const int first = max(at.chunk * BLOCK_KV, mask_first(band, 0));
-    const int n = max(0, min((at.chunk + 1) * BLOCK_KV, mask_end(band, entry.n_q - 1)) - first);
+    const int end = rows > 0 ? min((at.chunk + 1) * BLOCK_KV, mask_end(band, entry.n_q - 1)) : 0,
+              n = max(0, end - first);
+    const key_rows keys = {k + first * args.k_row, v + first * args.v_row, args.k_row, args.v_row, n};
+    k_read_first(&keys);
     for (int r0 = 0; r0 < rows; r0 += BLOCK_Q) {
         for (int r = 0; r < BLOCK_Q; r++)
             row[r] =
                 decode_row_of(&args, at, &entry, min(r0 + r, rows - 1), bias, mask, alibi_slopes, score_data, softcap);
         if (n > 0) {
             q_load(q_rows, &args, at, &entry, q, row, scale);
-            scores(s, q_rows, k + first * args.k_row, args.k_row, n, rows - r0 <= BLOCK_Q);
+            scores(s, q_rows, &keys, rows - r0 <= BLOCK_Q);
             score(s, row, first, n);
             const int masked = mask_hidden(s, band, row, first, n);
             softmax(s, row, n);
             dropout(s, &args, at, row, dropout_scale, first, n);
-            prob_values(partials + (i64)r0 * PARTIAL_SIZE, s, row, rows - r0, v + first * args.v_row, args.v_row, first,
-                        n, band, masked);
+            prob_values(partials + (i64)r0 * PARTIAL_SIZE, s, row, rows - r0, &keys, first, band, masked);
         }
         row_states_store(partials + (i64)r0 * PARTIAL_SIZE, row, rows - r0);
     }

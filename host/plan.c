@@ -18,30 +18,35 @@ const char *const clattn__axis_names[AXIS_COUNT] = {
 };
 
 enum {
-    HOST_DECODE_N_Q = 4,       /* host_decode beats host_tile up to so many query rows */
-    HOST_DECODE_ROWS = 64,     /* its rows that share a read of the keys, unless the GQA group alone has more */
-    HOST_DECODE_CHUNK = 512,   /* its keys of an item */
-    HOST_TILES_MANY = 32,      /* host_tile: of 16 bits, tiles of all panels where a batch entry has as many; ... */
-    HOST_TILES_FEW = 6,        /* ... else of half of them, and of one where it has fewer than these */
-    HOST_TILE_ROWS_FEW = 2048, /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
-    HOST_TILE_CHUNK = 1024,    /* ... the keys are split, whatever the machine and the batch */
-    ROWS_MAX = 1 << 30,        /* the kernels count rows and keys in 32 bits */
-    HEAD_DIM_MAX = 1 << 24,    /* and columns */
-    LAUNCH_ITEMS = INT32_MAX,  /* AMD's and NVIDIA's drivers count a launch's work-items in 32 bits */
-    ENGINE_SPEED = 16,         /* a matrix engine's, beside a multiply-add a lane */
-    LANES_ROWS = 16,           /* attn_fwd_lanes: rows of a vector */
-    LANES_TILE = 64,           /* its rows of a tile; half of them where causal rows are fewer than ... */
-    LANES_ROWS_MANY = 512,     /* ... this, for tiles enough for the threads; from here on, where ... */
-    LANES_TILES_MANY = 32,     /* ... a batch entry has as many, of 16 bits, ... */
-    LANES_TILE_MOST = 256,     /* ... these or half of them, for which K and V are decoded once */
-    LANES_KEY_STEP = 4,        /* kv blocks are a multiple */
+    HOST_DECODE_N_Q = 4,           /* host_decode beats host_tile up to so many query rows */
+    HOST_DECODE_ROWS = 64,         /* its rows that share a read of the keys, unless the GQA group alone has more */
+    HOST_DECODE_CHUNK_LEAST = 512, /* its keys of an item */
+    HOST_DECODE_CHUNK_MOST = 2048,
+    HOST_DECODE_SCORES = 16384, /* most of an item, rows times keys, that longer chunks are worth */
+    HOST_DECODE_ITEMS = 32,     /* wanted of a batch entry */
+    HOST_TILES_MANY = 32,       /* host_tile: of 16 bits, tiles of all panels where a batch entry has as many; ... */
+    HOST_TILES_FEW = 6,         /* ... else of half of them, and of one where it has fewer than these */
+    HOST_TILE_ROWS_FEW = 2048,  /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
+    HOST_TILE_CHUNK = 1024,     /* ... the keys are split, whatever the machine and the batch */
+    ROWS_MAX = 1 << 30,         /* the kernels count rows and keys in 32 bits */
+    HEAD_DIM_MAX = 1 << 24,     /* and columns */
+    LAUNCH_ITEMS = INT32_MAX,   /* AMD's and NVIDIA's drivers count a launch's work-items in 32 bits */
+    ENGINE_SPEED = 16,          /* a matrix engine's, beside a multiply-add a lane */
+    LANES_ROWS = 16,            /* attn_fwd_lanes: rows of a vector */
+    LANES_TILE = 64,            /* its rows of a tile; half of them where causal rows are fewer than ... */
+    LANES_ROWS_MANY = 512,      /* ... this, for tiles enough for the threads; from here on, where ... */
+    LANES_TILES_MANY = 32,      /* ... a batch entry has as many, of 16 bits, ... */
+    LANES_TILE_MOST = 256,      /* ... these or half of them, for which K and V are decoded once */
+    LANES_KEY_STEP = 4,         /* kv blocks are a multiple */
     LANES_PRIVATE_BEST = 260 << 10,  /* bytes of private memory that stay in a core's cache, */
     LANES_PRIVATE_LARGE = 464 << 10, /* those that the largest tile is worth, measured where the cache has 1 MiB, */
     LANES_PRIVATE_MOST = 512 << 10,  /* and that any driver's thread has on its stack */
     DECODE_ROWS = 4,                 /* attn_decode_lanes: rows of a pass over a chunk */
     DECODE_ROWS_MOST = 16,           /* AUTO: rows that share a kv head */
     DECODE_KEYS_LEAST = 512,         /* AUTO: keys */
-    DECODE_CHUNK = 256,
+    DECODE_CHUNK_LEAST = 256,        /* keys of a chunk, and the only ones where several passes read it */
+    DECODE_CHUNK_MOST = 2048,
+    DECODE_ITEMS = 32,            /* wanted of a batch entry */
     DECODE_GPU_ROWS = 16,         /* attn_decode: most rows of a pass over a chunk */
     DECODE_GPU_SCORES = 4096,     /* most of them in local memory: rows times keys, half as many f64 */
     DECODE_GPU_CHUNK_LEAST = 128, /* keys */
@@ -188,6 +193,31 @@ static int64_t block_of(int64_t asked, int64_t automatic, int64_t sequence, int6
     return block < most ? block : most;
 }
 
+/* Keys of a chunk of a decode kernel, of the problem alone but for the batch, so that bits depend on neither the device nor
+ * what stands beside: from `least` to `most`, as long as n_keys are `items` chunks of all heads all the same. */
+static int64_t chunk_keys(const problem *p, int64_t n_keys, int64_t least, int64_t most, int64_t items)
+{
+    int64_t chunk = least;
+    while (2 * chunk <= most && p->n_heads_kv * div_up(n_keys, 2 * chunk) >= items) chunk *= 2;
+    return chunk;
+}
+
+/* Most keys that the rows of a head see, as far as the problem tells. */
+static int64_t keys_seen(const problem *p)
+{
+    const int64_t left = p->window_left < 0 || p->window_left > p->n_kv ? p->n_kv : p->window_left;
+    const int64_t right = p->window_right < 0 || p->window_right > p->n_kv ? p->n_kv : p->window_right;
+    const int64_t window = left + right + p->n_q;
+    return window < p->kv_length ? window : p->kv_length;
+}
+
+static int64_t host_decode_chunk(const problem *p, int64_t block_q)
+{
+    int64_t most = HOST_DECODE_SCORES / (block_q * p->gqa_group);
+    if (most > HOST_DECODE_CHUNK_MOST) most = HOST_DECODE_CHUNK_MOST;
+    return chunk_keys(p, keys_seen(p), HOST_DECODE_CHUNK_LEAST, most, HOST_DECODE_ITEMS);
+}
+
 /* On the host: the lanes of host_tile would be mostly idle. */
 static bool suits_decoding(const problem *p) { return p->n_q <= HOST_DECODE_N_Q; }
 
@@ -231,7 +261,8 @@ clattn_status clattn__plan_host(const problem *p, const clattn_plan_options *o, 
     if (plan->kernel == CLATTN_KERNEL_HOST_DECODE) {
         const int64_t rows = p->gqa_group < HOST_DECODE_ROWS ? HOST_DECODE_ROWS / p->gqa_group : 1;
         plan->block_q = (int)block_of(o->block_q, rows, p->n_q, 1, rows);
-        plan->block_kv = plan->chunk = (int)block_of(o->block_kv, HOST_DECODE_CHUNK, p->n_kv, 1, 4096);
+        plan->block_kv = plan->chunk =
+            (int)block_of(o->block_kv, host_decode_chunk(p, plan->block_q), p->n_kv, 1, 4096);
     } else {
         const host_ops *ops = plan->ops =
             clattn__host_ops(p->dtype); /* here alone: it may be a processor's first try */
@@ -368,7 +399,9 @@ static clattn_status choose_decode_lanes(const problem *p, const device_profile 
                                          device_choice *c)
 {
     const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, lanes = 64 / real_size;
-    const int64_t block_kv = block_of(o->block_kv, DECODE_CHUNK, p->n_kv, lanes, 4096);
+    const int64_t most = decode_rows(p) <= DECODE_ROWS ? DECODE_CHUNK_MOST : DECODE_CHUNK_LEAST;
+    const int64_t chunk = chunk_keys(p, keys_seen(p), DECODE_CHUNK_LEAST, most, DECODE_ITEMS);
+    const int64_t block_kv = block_of(o->block_kv, chunk, p->n_kv, lanes, 4096);
     const int64_t bytes = DECODE_ROWS * (div_up(p->head_dim_qk, lanes) * lanes + block_kv) * real_size;
     RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,
               "attn_decode_lanes with head_dim_qk %" PRId64 " and block_kv %" PRId64 " needs %" PRId64
@@ -395,12 +428,11 @@ static clattn_status choose_decode(const problem *p, const device_profile *d, co
                                    device_choice *c)
 {
     const int64_t scores = p->dtype == CLATTN_DTYPE_F64 ? DECODE_GPU_SCORES / 2 : DECODE_GPU_SCORES;
-    int64_t block_q = 1, chunk = DECODE_GPU_CHUNK_LEAST;
+    int64_t block_q = 1;
     while (block_q < decode_rows(p) && block_q < DECODE_GPU_ROWS) block_q *= 2;
     const int64_t most = scores / block_q < 4096 ? scores / block_q : 4096;
-    while (chunk < DECODE_GPU_CHUNK_MOST && 2 * chunk <= most &&
-           p->n_heads_kv * div_up(p->n_kv, 2 * chunk) >= DECODE_GPU_GROUPS)
-        chunk *= 2;
+    const int64_t chunk_most = most < DECODE_GPU_CHUNK_MOST ? most : DECODE_GPU_CHUNK_MOST;
+    const int64_t chunk = chunk_keys(p, p->n_kv, DECODE_GPU_CHUNK_LEAST, chunk_most, DECODE_GPU_GROUPS);
     const int64_t block_kv = block_of(o->block_kv, chunk, p->n_kv, 16, most);
     while (block_q > 1 && decode_local_bytes(p, block_q, block_kv) > DECODE_GPU_LOCAL_MOST) block_q /= 2;
     c->local_bytes = decode_local_bytes(p, block_q, block_kv);

@@ -36,6 +36,9 @@ static const char *const problems[] = {
     "bf16 b1 hq2 hkv1 q20 kv300 d32 window=9,0 offset=280 sinks",
     "f32 b1 hq4 hkv1 q1 kv300 d144 dv272",
     "f64 b1 hq7 hkv1 q1 kv300 d136",
+    "f16 b1 hq8 hkv8 q1 kv4100 d16",                          /* chunks of 1024 keys */
+    "f32 b1 hq32 hkv16 q2 kv4097 d24 dv8 causal offset=4095", /* of 2048 */
+    "bf16 b1 hq9 hkv3 q1 kv400 d48",                          /* three rows: tiles of two and one */
 };
 enum { N_PROBLEMS = sizeof problems / sizeof *problems, N_CHUNKS = 3, N_WAYS_OF_CHUNKS = 2 };
 static const int64_t chunks[N_CHUNKS] = {0, 16, 240};

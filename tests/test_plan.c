@@ -548,6 +548,7 @@ static const decode_case decode_cases[] = {
     {"f32 hq8 hkv2 q1 kv600 d64", 0, CLATTN_KERNEL_ATTN_DECODE, 4, 128},
     {"bf16 hq32 hkv8 q1 kv32768 d128", 0, CLATTN_KERNEL_ATTN_DECODE, 4, 512},
     {"bf16 b7 hq32 hkv8 q1 kv32768 d128", 0, CLATTN_KERNEL_ATTN_DECODE, 4, 512},
+    {"bf16 hq32 hkv8 q1 kv32768 d128 window=255,0", 0, CLATTN_KERNEL_ATTN_DECODE, 4, 512},
     {"bf16 hq32 hkv8 q1 kv16384 d128", 0, CLATTN_KERNEL_ATTN_DECODE, 4, 256},
     {"f16 hq128 hkv8 q1 kv32768 d128", 0, CLATTN_KERNEL_ATTN_DECODE, 16, 256},
     {"f64 hq128 hkv8 q1 kv32768 d64", 0, CLATTN_KERNEL_ATTN_DECODE, 8, 128},
@@ -558,6 +559,12 @@ static const decode_case decode_cases[] = {
     {"f32 hq8 hkv2 q5 kv600 d64", 0, CLATTN_KERNEL_ATTN_FWD, 0, 0},
     {"f32 hq8 hkv2 q4 kv600 d64", 0, CLATTN_KERNEL_ATTN_DECODE, 16, 128},
     {"f32 hq8 hkv2 q1 kv600 d64", 5, CLATTN_KERNEL_ATTN_DECODE_LANES, 4, 256},
+    {"f16 hq32 hkv8 q1 kv4096 d128", 5, CLATTN_KERNEL_ATTN_DECODE_LANES, 4, 1024},
+    {"b7 f16 hq32 hkv8 q1 kv4096 d128", 5, CLATTN_KERNEL_ATTN_DECODE_LANES, 4, 1024},
+    {"f16 hq32 hkv8 q1 kv32768 d128", 5, CLATTN_KERNEL_ATTN_DECODE_LANES, 4, 2048},
+    {"f16 hq32 hkv8 q1 kv32768 d128 window=4095,0", 5, CLATTN_KERNEL_ATTN_DECODE_LANES, 4, 1024},
+    {"f16 hq32 hkv8 q1 kv32768 d128 kvlen=4096", 5, CLATTN_KERNEL_ATTN_DECODE_LANES, 4, 1024},
+    {"f16 hq40 hkv8 q1 kv32768 d128", 5, CLATTN_KERNEL_ATTN_DECODE_LANES, 4, 256}, /* two passes over a chunk */
 };
 enum { N_DECODE_CASES = sizeof decode_cases / sizeof *decode_cases };
 
@@ -587,6 +594,36 @@ START_TEST(decode_automatic)
     d.engine = ENGINE_NONE;
     ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 1, &c, &is_last), CLATTN_STATUS_SUCCESS);
     ck_assert_int_eq(c.kernel, d.is_cpu ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD);
+}
+END_TEST
+
+static const struct {
+    const char *text;
+    int chunk;
+} host_decode_cases[] = {
+    {"f32 hq8 hkv2 q1 kv300 d64", 300},
+    {"f32 hq32 hkv8 q1 kv2048 d128", 512},
+    {"f32 hq32 hkv8 q1 kv4096 d128", 1024},
+    {"b7 f32 hq32 hkv8 q1 kv4096 d128", 1024},
+    {"f32 hq32 hkv8 q1 kv32768 d128", 2048},
+    {"f32 hq32 hkv8 q1 kv32768 d128 window=4095,0", 1024},
+    {"f32 hq32 hkv8 q1 kv32768 d128 kvlen=4096", 1024},
+    {"f32 hq32 hkv8 q1 kv32768 d128 kvlen=per-batch", 2048},
+    {"f32 hq32 hkv8 q1 kv32768 d128 window=9223372036854775807,9223372036854775807", 2048},
+    {"f32 hq32 hkv8 q1 kv32768 d128 window=4095,-1", 2048},
+    {"f32 hq32 hkv8 q4 kv32768 d128", 1024}, /* 16 rows */
+    {"f32 hq32 hkv1 q4 kv32768 d128", 512},  /* 64 */
+};
+enum { N_HOST_DECODE_CASES = sizeof host_decode_cases / sizeof *host_decode_cases };
+
+START_TEST(host_decode_chunk)
+{
+    const problem p = problem_of(host_decode_cases[_i].text);
+    const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+    host_plan h;
+    ck_assert_int_eq(clattn__plan_host(&p, &o, 6, &h), CLATTN_STATUS_SUCCESS);
+    ck_assert_int_eq(h.kernel, CLATTN_KERNEL_HOST_DECODE);
+    ck_assert_int_eq(h.chunk, host_decode_cases[_i].chunk);
 }
 END_TEST
 
@@ -1568,6 +1605,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, device_refuses, 0, N_REFUSALS);
     tcase_add_test(t, largest_allocation);
     tcase_add_loop_test(t, decode_automatic, 0, N_DECODE_CASES);
+    tcase_add_loop_test(t, host_decode_chunk, 0, N_HOST_DECODE_CASES);
     tcase_add_loop_test(t, decode_refused, 0, 2);
     tcase_add_loop_test(t, cuts, 0, N_CUT_TEXTS);
     tcase_add_test(t, cut_to_overlap);
