@@ -77,20 +77,37 @@ static const fma_loop *best_loop(void)
 
 enum { READ_PIECE = 1 << 20, READ_PIECES = 256 }; /* bytes; more than a last-level cache holds */
 
-typedef int64_t ivec128 __attribute__((vector_size(16)));
+typedef int64_t read_loop(const char *from);
 
-static int64_t read_piece(const char *from)
-{
-    const ivec128 *p = (const ivec128 *)from;
-    ivec128 a = {0}, b = {0}, c = {0}, d = {0};
-    for (size_t i = 0; i < READ_PIECE / sizeof *p; i += 4) {
-        a ^= p[i];
-        b ^= p[i + 1];
-        c ^= p[i + 2];
-        d ^= p[i + 3];
+#define READ_LOOP(name, target, bytes)                                                                                 \
+    typedef int64_t name##_vector __attribute__((vector_size(bytes)));                                                 \
+    target static int64_t name(const char *from)                                                                       \
+    {                                                                                                                  \
+        const name##_vector *p = (const name##_vector *)from;                                                          \
+        name##_vector a = {0}, b = {0}, c = {0}, d = {0};                                                              \
+        for (size_t i = 0; i < READ_PIECE / sizeof *p; i += 4) {                                                       \
+            a ^= p[i];                                                                                                 \
+            b ^= p[i + 1];                                                                                             \
+            c ^= p[i + 2];                                                                                             \
+            d ^= p[i + 3];                                                                                             \
+        }                                                                                                              \
+        a ^= b ^ c ^ d;                                                                                                \
+        return a[0] ^ a[1];                                                                                            \
     }
-    a ^= b ^ c ^ d;
-    return a[0] ^ a[1];
+
+READ_LOOP(read_portable, , 16)
+#if defined(__x86_64__)
+READ_LOOP(read_avx2, __attribute__((target("avx2"))), 32)
+READ_LOOP(read_avx512, __attribute__((target("avx512f"))), 64)
+#endif
+
+static read_loop *best_read(const fma_loop *fma)
+{
+#if defined(__x86_64__)
+    if (fma != &portable) return fma == &avx2 ? read_avx2 : read_avx512;
+#endif
+    (void)fma;
+    return read_portable;
 }
 
 /* ---- the span: every thread works from `start` to `end`, and counts */
@@ -100,7 +117,8 @@ static const double first_seconds = 1e-3; /* for the threads to come up */
 
 typedef struct span {
     const fma_loop *loop; /* or NULL: */
-    char *buffer;         /* READ_PIECES of READ_PIECE bytes */
+    read_loop *read;
+    char *buffer; /* READ_PIECES of READ_PIECE bytes */
     int64_t threads;
     double start, end;
     double *rates;  /* [threads], calls or pieces a second */
@@ -118,7 +136,7 @@ static void work_of_thread(void *argument, int64_t thread)
         if (s->loop)
             s->sinks[thread] += (int64_t)s->loop->run();
         else
-            s->sinks[thread] ^= read_piece(s->buffer + (first + (pieces ? done % pieces : 0)) * READ_PIECE);
+            s->sinks[thread] ^= s->read(s->buffer + (first + (pieces ? done % pieces : 0)) * READ_PIECE);
         done++;
         now = cli_now();
     }
@@ -156,7 +174,9 @@ static void touch(void *buffer, int64_t piece) { memset((char *)buffer + piece *
 
 double peak_gbs(int64_t threads)
 {
-    span s = {.buffer = aligned_alloc(64, (size_t)READ_PIECE * READ_PIECES), .threads = threads};
+    span s = {.read = best_read(best_loop()),
+              .buffer = aligned_alloc(64, (size_t)READ_PIECE * READ_PIECES),
+              .threads = threads};
     if (!s.buffer) return 0;
     parallel_for(threads, READ_PIECES, touch, s.buffer);
     const double rate = best_rate(&s, 5e-2);
