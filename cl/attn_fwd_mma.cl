@@ -91,7 +91,7 @@ WG_KERNEL void attn_fwd_mma(FORWARD_PARAMETERS)
         real rescale[TILE_M];
 
         tile_matmul_nt(s, q_part, exchange, stage, lid);
-        tile_scale(s, scale);
+        scores_scale(s, scale);
         tile_score(s, &src, row_first, n_q, j0, j_end, row, col);
 
         if (cut) tile_mask(s, band, &src, row_first, n_q, j0, j_end, -INFINITY, row, col);
