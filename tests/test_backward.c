@@ -319,7 +319,7 @@ static double gradient_rms(const test_data *t, const test_gradients *g, int whic
  * otherwise than LSE's S was it would be off by as much again, of which 1.2 is less than half. */
 START_TEST(scores_as_in_forward)
 {
-    double rms[TEST_WAYS][2];
+    double rms[TEST_WAYS][2] = {{0}};
     test_data *t = test_data_from_text("f32 hq2 hkv2 q300 kv300 d64 causal scale=1.25", 3), *like_o;
     float *d_lse;
     test_gradients g;
