@@ -18,12 +18,10 @@ const char *const clattn__axis_names[AXIS_COUNT] = {
 };
 
 enum {
-    HOST_DECODE_N_Q = 4,           /* host_decode beats host_tile up to so many query rows */
-    HOST_DECODE_ROWS = 64,         /* its rows that share a read of the keys, unless the GQA group alone has more */
-    HOST_DECODE_CHUNK_LEAST = 512, /* its keys of an item */
-    HOST_DECODE_CHUNK_MOST = 2048,
+    HOST_DECODE_N_Q = 4,        /* host_decode beats host_tile up to so many query rows */
+    HOST_DECODE_ROWS = 64,      /* its rows that share a read of the keys, unless the GQA group alone has more */
+    HOST_DECODE_CHUNK = 512,    /* least of its keys of an item */
     HOST_DECODE_SCORES = 16384, /* most of an item, rows times keys, that longer chunks are worth */
-    HOST_DECODE_ITEMS = 32,     /* wanted of a batch entry */
     HOST_TILES_MANY = 32,       /* host_tile: of 16 bits, tiles of all panels where a batch entry has as many; ... */
     HOST_TILES_FEW = 6,         /* ... else of half of them, and of one where it has fewer than these */
     HOST_TILE_ROWS_FEW = 2048,  /* host_tile: fewer rows in a batch entry than this leave threads idle, so ... */
@@ -44,12 +42,12 @@ enum {
     DECODE_ROWS = 4,                 /* attn_decode_lanes: rows of a pass over a chunk */
     DECODE_ROWS_MOST = 16,           /* AUTO: rows that share a kv head */
     DECODE_KEYS_LEAST = 512,         /* AUTO: keys */
-    DECODE_CHUNK_LEAST = 256,        /* keys of a chunk, and the only ones where several passes read it */
-    DECODE_CHUNK_MOST = 2048,
-    DECODE_ITEMS = 32,            /* wanted of a batch entry */
-    DECODE_GPU_ROWS = 16,         /* attn_decode: most rows of a pass over a chunk */
-    DECODE_GPU_SCORES = 4096,     /* most of them in local memory: rows times keys, half as many f64 */
-    DECODE_GPU_CHUNK_LEAST = 128, /* keys */
+    DECODE_CHUNK = 256,              /* least of its keys of a chunk, and the only ones where several passes read it */
+    DECODE_CHUNK_MOST = 2048,        /* on the host too, ... */
+    DECODE_CHUNKS = 32,              /* ... where as many are left of a batch entry */
+    DECODE_GPU_ROWS = 16,            /* attn_decode: most rows of a pass over a chunk */
+    DECODE_GPU_SCORES = 4096,        /* most of them in local memory: rows times keys, half as many f64 */
+    DECODE_GPU_CHUNK_LEAST = 128,    /* keys */
     DECODE_GPU_CHUNK_MOST = 512,
     DECODE_GPU_GROUPS = 512, /* work-groups wanted of a batch entry: four for each unit of a large GPU */
     DECODE_GPU_WG = 128,
@@ -194,16 +192,16 @@ static int64_t block_of(int64_t asked, int64_t automatic, int64_t sequence, int6
 }
 
 /* Keys of a chunk of a decode kernel, of the problem alone but for the batch, so that bits depend on neither the device nor
- * what stands beside: from `least` to `most`, as long as n_keys are `items` chunks of all heads all the same. */
-static int64_t chunk_keys(const problem *p, int64_t n_keys, int64_t least, int64_t most, int64_t items)
+ * what stands beside: from `least` to `most`, as long as n_keys are `chunks` of all heads all the same. */
+static int64_t chunk_keys(const problem *p, int64_t n_keys, int64_t least, int64_t most, int64_t chunks)
 {
     int64_t chunk = least;
-    while (2 * chunk <= most && p->n_heads_kv * div_up(n_keys, 2 * chunk) >= items) chunk *= 2;
+    while (2 * chunk <= most && p->n_heads_kv * div_up(n_keys, 2 * chunk) >= chunks) chunk *= 2;
     return chunk;
 }
 
 /* Most keys that the rows of a head see, as far as the problem tells. */
-static int64_t keys_seen(const problem *p)
+static int64_t keys_seen_most(const problem *p)
 {
     const int64_t left = p->window_left < 0 || p->window_left > p->n_kv ? p->n_kv : p->window_left;
     const int64_t right = p->window_right < 0 || p->window_right > p->n_kv ? p->n_kv : p->window_right;
@@ -213,9 +211,9 @@ static int64_t keys_seen(const problem *p)
 
 static int64_t host_decode_chunk(const problem *p, int64_t block_q)
 {
-    int64_t most = HOST_DECODE_SCORES / (block_q * p->gqa_group);
-    if (most > HOST_DECODE_CHUNK_MOST) most = HOST_DECODE_CHUNK_MOST;
-    return chunk_keys(p, keys_seen(p), HOST_DECODE_CHUNK_LEAST, most, HOST_DECODE_ITEMS);
+    const int64_t most = HOST_DECODE_SCORES / (block_q * p->gqa_group);
+    return chunk_keys(p, keys_seen_most(p), HOST_DECODE_CHUNK, most < DECODE_CHUNK_MOST ? most : DECODE_CHUNK_MOST,
+                      DECODE_CHUNKS);
 }
 
 /* On the host: the lanes of host_tile would be mostly idle. */
@@ -399,8 +397,8 @@ static clattn_status choose_decode_lanes(const problem *p, const device_profile 
                                          device_choice *c)
 {
     const int64_t real_size = p->dtype == CLATTN_DTYPE_F64 ? 8 : 4, lanes = 64 / real_size;
-    const int64_t most = decode_rows(p) <= DECODE_ROWS ? DECODE_CHUNK_MOST : DECODE_CHUNK_LEAST;
-    const int64_t chunk = chunk_keys(p, keys_seen(p), DECODE_CHUNK_LEAST, most, DECODE_ITEMS);
+    const int64_t most = decode_rows(p) <= DECODE_ROWS ? DECODE_CHUNK_MOST : DECODE_CHUNK;
+    const int64_t chunk = chunk_keys(p, keys_seen_most(p), DECODE_CHUNK, most, DECODE_CHUNKS);
     const int64_t block_kv = block_of(o->block_kv, chunk, p->n_kv, lanes, 4096);
     const int64_t bytes = DECODE_ROWS * (div_up(p->head_dim_qk, lanes) * lanes + block_kv) * real_size;
     RETURN_IF(bytes > LANES_PRIVATE_MOST, UNSUPPORTED,

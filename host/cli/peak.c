@@ -22,17 +22,23 @@
 #define UNROLL_FOR(header) _Pragma("GCC unroll 32") for (header)
 #endif
 
-/* ---- multiply-adds: chains that do not wait for each other, as many as the registers hold */
+/* ---- the two loops: multiply-adds in chains that do not wait for each other, as many as the registers hold, and reading */
 
-enum { STEPS = 1 << 12 }; /* of a chain, in one call: some tens of microseconds */
+enum {
+    STEPS = 1 << 12,      /* of a chain, in one call: some tens of microseconds */
+    READ_PIECE = 1 << 20, /* bytes */
+    READ_PIECES = 256     /* more than a last-level cache holds */
+};
 
-typedef struct fma_loop {
-    float (*run)(void); /* STEPS multiply-adds of each chain; the result keeps the compiler from leaving them out */
+/* The results keep the compiler from leaving the work out. */
+typedef struct loops {
+    float (*multiply_add)(void);        /* STEPS times in each chain */
+    int64_t (*read)(const char *piece); /* READ_PIECE bytes */
     int lanes, chains;
-} fma_loop;
+} loops;
 
-#define FMA_LOOP(name, target, vector, chains, fma)                                                                    \
-    target static float name##_run(void)                                                                               \
+#define LOOPS(name, target, vector, chains, fma)                                                                       \
+    target static float name##_multiply_add(void)                                                                      \
     {                                                                                                                  \
         const vector factor = (vector){0} + 0.9999999F, term = (vector){0} + 1e-9F;                                    \
         vector a[chains], sum = {0};                                                                                   \
@@ -43,23 +49,37 @@ typedef struct fma_loop {
         UNROLL_FOR (int i = 0; i < (chains); i++) sum += a[i];                                                         \
         return sum[0];                                                                                                 \
     }                                                                                                                  \
-    static const fma_loop name = {name##_run, sizeof(vector) / sizeof(float), chains};
+    typedef int64_t name##_words __attribute__((vector_size(sizeof(vector))));                                         \
+    target static int64_t name##_read(const char *piece)                                                               \
+    {                                                                                                                  \
+        const name##_words *p = (const name##_words *)piece;                                                           \
+        name##_words a = {0}, b = {0}, c = {0}, d = {0};                                                               \
+        for (size_t i = 0; i < READ_PIECE / sizeof *p; i += 4) {                                                       \
+            a ^= p[i];                                                                                                 \
+            b ^= p[i + 1];                                                                                             \
+            c ^= p[i + 2];                                                                                             \
+            d ^= p[i + 3];                                                                                             \
+        }                                                                                                              \
+        a ^= b ^ c ^ d;                                                                                                \
+        return a[0] ^ a[1];                                                                                            \
+    }                                                                                                                  \
+    static const loops name = {name##_multiply_add, name##_read, sizeof(vector) / sizeof(float), chains};
 
 typedef float vec128 __attribute__((vector_size(16)));
 #if defined(__aarch64__)
 #define FMA_128(a, b, c) ((vec128)vfmaq_f32((float32x4_t)(c), (float32x4_t)(a), (float32x4_t)(b)))
-FMA_LOOP(portable, , vec128, 24, FMA_128)
+LOOPS(portable, , vec128, 24, FMA_128)
 #else
 #define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
-FMA_LOOP(portable, , vec128, 12, MULTIPLY_ADD)
+LOOPS(portable, , vec128, 12, MULTIPLY_ADD)
 #endif
 #if defined(__x86_64__)
-FMA_LOOP(avx2, __attribute__((target("avx2,fma"))), __m256, 12, _mm256_fmadd_ps)
-FMA_LOOP(avx512, __attribute__((target("avx512f"))), __m512, 24, _mm512_fmadd_ps)
+LOOPS(avx2, __attribute__((target("avx2,fma"))), __m256, 12, _mm256_fmadd_ps)
+LOOPS(avx512, __attribute__((target("avx512f"))), __m512, 24, _mm512_fmadd_ps)
 #endif
 
 /* CLATTN_CPU lowers it, as it does the library's choice. */
-static const fma_loop *best_loop(void)
+static const loops *best_loops(void)
 {
 #if defined(__x86_64__)
     const char *most = getenv("CLATTN_CPU");
@@ -73,52 +93,14 @@ static const fma_loop *best_loop(void)
 #endif
 }
 
-/* ---- reading: each thread its share of one buffer, round and round */
-
-enum { READ_PIECE = 1 << 20, READ_PIECES = 256 }; /* bytes; more than a last-level cache holds */
-
-typedef int64_t read_loop(const char *from);
-
-#define READ_LOOP(name, target, bytes)                                                                                 \
-    typedef int64_t name##_vector __attribute__((vector_size(bytes)));                                                 \
-    target static int64_t name(const char *from)                                                                       \
-    {                                                                                                                  \
-        const name##_vector *p = (const name##_vector *)from;                                                          \
-        name##_vector a = {0}, b = {0}, c = {0}, d = {0};                                                              \
-        for (size_t i = 0; i < READ_PIECE / sizeof *p; i += 4) {                                                       \
-            a ^= p[i];                                                                                                 \
-            b ^= p[i + 1];                                                                                             \
-            c ^= p[i + 2];                                                                                             \
-            d ^= p[i + 3];                                                                                             \
-        }                                                                                                              \
-        a ^= b ^ c ^ d;                                                                                                \
-        return a[0] ^ a[1];                                                                                            \
-    }
-
-READ_LOOP(read_portable, , 16)
-#if defined(__x86_64__)
-READ_LOOP(read_avx2, __attribute__((target("avx2"))), 32)
-READ_LOOP(read_avx512, __attribute__((target("avx512f"))), 64)
-#endif
-
-static read_loop *best_read(const fma_loop *fma)
-{
-#if defined(__x86_64__)
-    if (fma != &portable) return fma == &avx2 ? read_avx2 : read_avx512;
-#endif
-    (void)fma;
-    return read_portable;
-}
-
 /* ---- the span: every thread works from `start` to `end`, and counts */
 
 enum { TRIES = 5 };
 static const double first_seconds = 1e-3; /* for the threads to come up */
 
 typedef struct span {
-    const fma_loop *loop; /* or NULL: */
-    read_loop *read;
-    char *buffer; /* READ_PIECES of READ_PIECE bytes */
+    const loops *loops;
+    char *buffer; /* to read: READ_PIECES of READ_PIECE bytes, each thread its share, round and round; or NULL */
     int64_t threads;
     double start, end;
     double *rates;  /* [threads], calls or pieces a second */
@@ -133,10 +115,10 @@ static void work_of_thread(void *argument, int64_t thread)
     double now = cli_now();
     while (now < s->start) now = cli_now();
     while (now < s->end) {
-        if (s->loop)
-            s->sinks[thread] += (int64_t)s->loop->run();
+        if (s->buffer)
+            s->sinks[thread] ^= s->loops->read(s->buffer + (first + (pieces ? done % pieces : 0)) * READ_PIECE);
         else
-            s->sinks[thread] ^= s->read(s->buffer + (first + (pieces ? done % pieces : 0)) * READ_PIECE);
+            s->sinks[thread] += (int64_t)s->loops->multiply_add();
         done++;
         now = cli_now();
     }
@@ -165,18 +147,16 @@ static double best_rate(span *s, double seconds)
 
 double peak_gflops(int64_t threads, clattn_dtype dtype)
 {
-    span s = {.loop = best_loop(), .threads = threads};
-    const int lanes = dtype == CLATTN_DTYPE_F64 ? s.loop->lanes / 2 : s.loop->lanes;
-    return best_rate(&s, 8e-3) * STEPS * s.loop->chains * lanes * 2 * 1e-9;
+    span s = {.loops = best_loops(), .threads = threads};
+    const int lanes = dtype == CLATTN_DTYPE_F64 ? s.loops->lanes / 2 : s.loops->lanes;
+    return best_rate(&s, 8e-3) * STEPS * s.loops->chains * lanes * 2 * 1e-9;
 }
 
 static void touch(void *buffer, int64_t piece) { memset((char *)buffer + piece * READ_PIECE, 1, READ_PIECE); }
 
 double peak_gbs(int64_t threads)
 {
-    span s = {.read = best_read(best_loop()),
-              .buffer = aligned_alloc(64, (size_t)READ_PIECE * READ_PIECES),
-              .threads = threads};
+    span s = {.loops = best_loops(), .buffer = aligned_alloc(64, (size_t)READ_PIECE * READ_PIECES), .threads = threads};
     if (!s.buffer) return 0;
     parallel_for(threads, READ_PIECES, touch, s.buffer);
     const double rate = best_rate(&s, 5e-2);
