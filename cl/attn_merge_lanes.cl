@@ -19,18 +19,17 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_merge_lanes(FO
         m = x > m || x != x ? x : m; /* a NaN stays */
     }
     const real base = m == -INFINITY ? 0 : m;
+    vec sum[DIV_UP(HEAD_DIM_V, LANES)];
+    for (int d = 0; d < HEAD_DIM_V; d += LANES) sum[d / LANES] = (vec)(0);
     if (SINKS) l = exp2((sink - base) * SCORE_UNIT);
-    for (int c = 0; c < args.n_tiles; c++)
-        l += partials[c * args.partial_chunk + PARTIAL_L] *
-             exp2((partials[c * args.partial_chunk + PARTIAL_M] - base) * SCORE_UNIT);
-    for (int d = 0; d < HEAD_DIM_V; d += LANES) {
-        vec sum = (vec)(0);
-        for (int c = 0; c < args.n_tiles; c++) {
-            __global const real *p = partials + c * args.partial_chunk;
-            if (p[PARTIAL_M] == -INFINITY) continue; /* it saw nothing, and wrote no O */
-            sum = fma(vload(p + d), (vec)(exp2((p[PARTIAL_M] - base) * SCORE_UNIT)), sum);
-        }
-        store_columns(o + d, d, HEAD_DIM_V, l == 0 ? (vec)(0) : sum / l);
+    for (int c = 0; c < args.n_tiles; c++) {
+        __global const real *p = partials + c * args.partial_chunk;
+        if (p[PARTIAL_M] == -INFINITY) continue; /* it saw nothing, and wrote no O */
+        const real weight = exp2((p[PARTIAL_M] - base) * SCORE_UNIT);
+        l += p[PARTIAL_L] * weight;
+        for (int d = 0; d < HEAD_DIM_V; d += LANES) sum[d / LANES] = fma(vload(p + d), (vec)(weight), sum[d / LANES]);
     }
+    for (int d = 0; d < HEAD_DIM_V; d += LANES)
+        store_columns(o + d, d, HEAD_DIM_V, l == 0 ? (vec)(0) : sum[d / LANES] / l);
     if (args.has_lse) lse[merge_lse_at(&args, at, &entry)] = l == 0 ? -INFINITY : (float)(m * SCORE_LN + log(l));
 }
