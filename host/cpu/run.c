@@ -10,10 +10,16 @@
 #include "../error.h"
 #include "../plan.h"
 
+/* Items that are handed out one by one, first to last. */
+typedef struct item_range {
+    _Alignas(64) _Atomic int64_t next;
+    int64_t end;
+} item_range;
+
 /* One call. A unit is the rows that share a read of the keys: a query tile of one head, or of a GQA group's heads when
- * decoding. An item is a unit's share of one chunk of the keys. Items are handed out one by one from a counter; worker w
- * uses the w-th part of work. Where the keys are in chunks, items leave partials, and whoever finishes a unit's last one merges
- * them, in the chunks' order. */
+ * decoding. An item is a unit's share of one chunk of the keys. Worker w uses the w-th part of work. Where the keys are in
+ * chunks, each worker has a range of items, so that it reads on in K, and helps with others' when its own is done; items
+ * leave partials, and whoever finishes a unit's last one merges them, in the chunks' order. Else all have one range. */
 typedef struct forward_job {
     const host_plan *plan;
     const problem *p;
@@ -27,7 +33,8 @@ typedef struct forward_job {
     char *partials;       /* [n_units][n_chunks][heads][block_q][partial_pitch] reals, or NULL: units have all keys */
     int64_t chunk_bytes;  /* of one unit's partials in one chunk */
     atomic_int *finished; /* [n_units] chunks */
-    _Atomic int64_t next;
+    item_range *ranges;   /* [n_ranges] */
+    int64_t n_ranges;
 } forward_job;
 
 /* Element [a, b, c, 0] of a tensor; NULL when absent. */
@@ -141,10 +148,22 @@ static void item_run(const forward_job *job, int64_t item, char *work)
 static void worker(void *argument, size_t w)
 {
     forward_job *job = argument;
-    for (;;) {
-        const int64_t item = atomic_fetch_add_explicit(&job->next, 1, memory_order_relaxed);
-        if (item >= job->n_items) return;
-        item_run(job, item, job->work + w * job->work_bytes);
+    for (int64_t i = 0; i < job->n_ranges; i++) {
+        item_range *range = &job->ranges[((int64_t)w + i) % job->n_ranges];
+        for (;;) {
+            const int64_t item = atomic_fetch_add_explicit(&range->next, 1, memory_order_relaxed);
+            if (item >= range->end) break;
+            item_run(job, item, job->work + w * job->work_bytes);
+        }
+    }
+}
+
+static void ranges_place(forward_job *job, char *at)
+{
+    job->ranges = (item_range *)at;
+    for (int64_t i = 0; i < job->n_ranges; i++) {
+        atomic_init(&job->ranges[i].next, job->n_items * i / job->n_ranges);
+        job->ranges[i].end = job->n_items * (i + 1) / job->n_ranges;
     }
 }
 
@@ -215,15 +234,19 @@ clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host
     const int64_t n_workers = workers_for(plan, p, threads, job.n_items);
     job.work_bytes = work_bytes_of(plan, p, job.heads);
     const size_t workers_bytes = job.work_bytes * (size_t)n_workers;
-    const size_t all = workers_bytes + partials_bytes(&job);
-    job.work = all <= sizeof small_work ? small_work : all < PTRDIFF_MAX ? aligned_alloc(64, all) : NULL;
-    RETURN_IF(!job.work, OUT_OF_HOST_MEMORY, "no room for %zu bytes of work space", all);
+    job.n_ranges = plan->chunk ? n_workers : 1;
+    const size_t ranges_bytes = sizeof *job.ranges * (size_t)job.n_ranges;
+    const size_t all = ranges_bytes + workers_bytes + partials_bytes(&job);
+    char *room = all <= sizeof small_work ? small_work : all < PTRDIFF_MAX ? aligned_alloc(64, all) : NULL;
+    RETURN_IF(!room, OUT_OF_HOST_MEMORY, "no room for %zu bytes of work space", all);
+    ranges_place(&job, room);
+    job.work = room + ranges_bytes;
     if (plan->chunk) partials_place(&job, job.work + workers_bytes);
     if (n_workers == 1)
         worker(&job, 0);
     else
         clattn__threads_run(threads, (size_t)n_workers, worker, &job);
-    if (job.work != small_work) free(job.work);
+    if (room != small_work) free(room);
     return CLATTN_STATUS_SUCCESS;
 }
 
