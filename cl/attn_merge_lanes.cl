@@ -1,6 +1,8 @@
 /* The partials of attn_decode_lanes -> O and LSE. One work-item: one query row of one head. */
 #include "decode_lanes.clh"
 
+#define MERGED (HEAD_DIM_V > 7 * LANES ? 8 : DIV_UP(HEAD_DIM_V, LANES)) /* vectors of a row at a time */
+
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_merge_lanes(FORWARD_PARAMETERS,
                                                                               __global real *restrict partials)
 {
@@ -19,17 +21,20 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_merge_lanes(FO
         m = x > m || x != x ? x : m; /* a NaN stays */
     }
     const real base = m == -INFINITY ? 0 : m;
-    vec sum[DIV_UP(HEAD_DIM_V, LANES)];
-    for (int d = 0; d < HEAD_DIM_V; d += LANES) sum[d / LANES] = (vec)(0);
-    if (SINKS) l = exp2((sink - base) * SCORE_UNIT);
-    for (int c = 0; c < args.n_tiles; c++) {
-        __global const real *p = partials + c * args.partial_chunk;
-        if (p[PARTIAL_M] == -INFINITY) continue; /* it saw nothing, and wrote no O */
-        const real weight = exp2((p[PARTIAL_M] - base) * SCORE_UNIT);
-        l += p[PARTIAL_L] * weight;
-        for (int d = 0; d < HEAD_DIM_V; d += LANES) sum[d / LANES] = fma(vload(p + d), (vec)(weight), sum[d / LANES]);
+    for (int d0 = 0; d0 < HEAD_DIM_V; d0 += MERGED * LANES) {
+        vec sum[MERGED];
+        UNROLL_FOR (int i = 0; i < MERGED; i++) sum[i] = (vec)(0);
+        l = SINKS ? exp2((sink - base) * SCORE_UNIT) : 0;
+        for (int c = 0; c < args.n_tiles; c++) {
+            __global const real *p = partials + c * args.partial_chunk;
+            if (p[PARTIAL_L] == 0) continue; /* it saw nothing, and wrote no O */
+            const real weight = exp2((p[PARTIAL_M] - base) * SCORE_UNIT);
+            l += p[PARTIAL_L] * weight;
+            UNROLL_FOR (int i = 0; i < MERGED; i++)
+                if (d0 + i * LANES < HEAD_DIM_V) sum[i] = fma(vload(p + d0 + i * LANES), (vec)(weight), sum[i]);
+        }
+        for (int i = 0, d = d0; i < MERGED && d < HEAD_DIM_V; i++, d += LANES)
+            store_columns(o + d, d, HEAD_DIM_V, l == 0 ? (vec)(0) : sum[i] / l);
     }
-    for (int d = 0; d < HEAD_DIM_V; d += LANES)
-        store_columns(o + d, d, HEAD_DIM_V, l == 0 ? (vec)(0) : sum[d / LANES] / l);
     if (args.has_lse) lse[merge_lse_at(&args, at, &entry)] = l == 0 ? -INFINITY : (float)(m * SCORE_LN + log(l));
 }

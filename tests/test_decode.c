@@ -39,6 +39,7 @@ static const char *const problems[] = {
     "f16 b1 hq8 hkv8 q1 kv4100 d16",                          /* chunks of 1024 keys */
     "f32 b1 hq32 hkv16 q2 kv4097 d24 dv8 causal offset=4095", /* of 2048 */
     "bf16 b1 hq9 hkv3 q1 kv400 d48",                          /* three rows: tiles of two and one */
+    "f16 b2 hq6 hkv3 q2 kv700 d40 kvlen=per-batch bshd",      /* the heads' chunks by turns */
 };
 enum { N_PROBLEMS = sizeof problems / sizeof *problems, N_CHUNKS = 3, N_WAYS_OF_CHUNKS = 2 };
 static const int64_t chunks[N_CHUNKS] = {0, 16, 240};
@@ -102,6 +103,21 @@ START_TEST(hidden_rows)
         test_set_row(t, 'v', 0, 0, j, j % 2 ? (double)INFINITY : (double)NAN);
     }
     if (which) test_set_row(t, 'v', 0, 0, 402, (double)NAN); /* the last row sees it, the others do not */
+    test_reference(t);
+    test_run(t, &ways[_i % N_WAYS], 0, 0);
+    test_compare(t, texts[which]);
+    test_data_free(t);
+}
+END_TEST
+
+START_TEST(nan_scores)
+{
+    static const char *const texts[] = {"f32 b1 hq1 hkv1 q3 kv600 d64 window=20,0 offset=400",
+                                        "f64 b1 hq1 hkv1 q3 kv600 d24 dv72 window=20,0 offset=400"};
+    const int which = _i / N_WAYS;
+    test_data *t = test_data_from_text(texts[which], 7);
+    if (!test_way_context(&ways[_i % N_WAYS], t->p.dtype)) return;
+    test_set_row(t, 'q', 0, 0, 2, (double)NAN); /* the chunk begins with keys that this row does not see */
     test_reference(t);
     test_run(t, &ways[_i % N_WAYS], 0, 0);
     test_compare(t, texts[which]);
@@ -223,6 +239,7 @@ Suite *test_suite(void)
     tcase_add_loop_test(t, right, 0, N_PROBLEMS * N_CHUNKS * N_WAYS_OF_CHUNKS);
     tcase_add_loop_test(t, split_tile_right, 0, N_SPLIT_TILES);
     tcase_add_loop_test(t, hidden_rows, 0, 5 * N_WAYS);
+    tcase_add_loop_test(t, nan_scores, 0, 2 * N_WAYS);
     tcase_add_loop_test(t, hidden_by_bias, 0, N_WAYS);
     t = test_case(s, "attn_decode");
     tcase_add_loop_test(t, right_on_gpus, 0, N_PROBLEMS);
