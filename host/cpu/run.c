@@ -17,9 +17,9 @@ typedef struct item_range {
 } item_range;
 
 /* One call. A unit is the rows that share a read of the keys: a query tile of one head, or of a GQA group's heads when
- * decoding. An item is a unit's share of one chunk of the keys. Worker w uses the w-th part of work. Where the keys are in
- * chunks, each worker has a range of items, so that it reads on in K, and helps with others' when its own is done; items
- * leave partials, and whoever finishes a unit's last one merges them, in the chunks' order. Else all have one range. */
+ * decoding. An item is a unit's share of one chunk of the keys. Worker w uses the w-th part of work. When decoding each has a
+ * range of the items, so that it reads on in K, and helps with others' when its own is done; else all have one. Where the keys
+ * are in chunks, items leave partials, and whoever finishes a unit's last one merges them, in the chunks' order. */
 typedef struct forward_job {
     const host_plan *plan;
     const problem *p;
@@ -30,6 +30,7 @@ typedef struct forward_job {
     int heads; /* of a unit */
     int tiles; /* of one head */
     int64_t n_units, n_chunks, n_items;
+    int64_t together;     /* units whose keys lie side by side in K: a chunk of all, then the next chunk */
     char *partials;       /* [n_units][n_chunks][heads][block_q][partial_pitch] reals, or NULL: units have all keys */
     int64_t chunk_bytes;  /* of one unit's partials in one chunk */
     atomic_int *finished; /* [n_units] chunks */
@@ -112,6 +113,30 @@ static int64_t partial_row_bytes(const problem *p)
     return partial_pitch((int)p->head_dim_v) * (p->dtype == CLATTN_DTYPE_F64 ? 8 : 4);
 }
 
+typedef struct item_place {
+    int64_t unit, chunk;
+    attn_place at; /* `head` counts units' heads */
+} item_place;
+
+static item_place item_place_of(const forward_job *job, int64_t item)
+{
+    item_place p = {.chunk = item / job->together % job->n_chunks};
+    p.unit = item / job->together / job->n_chunks * job->together + item % job->together;
+    p.at = attn_place_of(p.unit, job->tiles, (int)job->p->n_heads_q / job->heads, 1);
+    return p;
+}
+
+/* K's first row of the item after this one, of the same batch entry and band; NULL when that sees none. */
+static const void *k_after(const forward_job *job, int64_t item, const host_tile *tile, const problem_entry *e)
+{
+    if (item + 1 >= job->n_items) return NULL;
+    const item_place next = item_place_of(job, item + 1);
+    const int64_t begin = next.chunk * job->plan->chunk, first = mask_first(tile->band, tile->row_first);
+    const int64_t end = mask_end(tile->band, tile->row_end - 1), row = begin > first ? begin : first;
+    if (next.at.batch != tile->batch || row >= end || row >= begin + job->plan->chunk) return NULL;
+    return tensor_place(job, TENSOR_K, job->p->varlen ? 0 : tile->batch, next.at.head, e->row_kv + row);
+}
+
 /* The chunk's keys and where its partials go. */
 static void chunk_cut(const forward_job *job, host_tile *tile, int64_t chunk, char *partials)
 {
@@ -124,15 +149,16 @@ static void chunk_cut(const forward_job *job, host_tile *tile, int64_t chunk, ch
 static void item_run(const forward_job *job, int64_t item, char *work)
 {
     const host_plan *plan = job->plan;
-    const int64_t unit = item / job->n_chunks, chunk = item % job->n_chunks;
-    const int n_heads = (int)job->p->n_heads_q / job->heads;
-    const attn_place at = attn_place_of(unit, job->tiles, n_heads, 1);
+    const item_place place = item_place_of(job, item);
+    const int64_t unit = place.unit, chunk = place.chunk;
+    const attn_place at = place.at;
     const problem_entry entry = clattn__problem_entry(job->p, job->args, at.batch);
     if ((int64_t)at.tile * plan->block_q >= entry.n_q) return; /* a shorter sequence than the longest */
     host_tile *heads = (host_tile *)work;
     char *partials = job->partials ? job->partials + unit * job->n_chunks * job->chunk_bytes : NULL;
     for (int h = 0; h < job->heads; h++) {
         heads[h] = tile_make(job, at.batch, at.head * job->heads + h, at.tile, &entry);
+        if (h == 0 && plan->kernel == CLATTN_KERNEL_HOST_DECODE) heads->k_next = k_after(job, item, heads, &entry);
         if (partials) chunk_cut(job, &heads[h], chunk, partials + chunk * job->chunk_bytes);
     }
     if (plan->kernel == CLATTN_KERNEL_HOST_DECODE)
@@ -150,10 +176,9 @@ static void worker(void *argument, size_t w)
     forward_job *job = argument;
     for (int64_t i = 0; i < job->n_ranges; i++) {
         item_range *range = &job->ranges[((int64_t)w + i) % job->n_ranges];
-        for (;;) {
+        while (atomic_load_explicit(&range->next, memory_order_relaxed) < range->end) {
             const int64_t item = atomic_fetch_add_explicit(&range->next, 1, memory_order_relaxed);
-            if (item >= range->end) break;
-            item_run(job, item, job->work + w * job->work_bytes);
+            if (item < range->end) item_run(job, item, job->work + w * job->work_bytes);
         }
     }
 }
@@ -229,12 +254,15 @@ clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host
     job.n_chunks = plan->chunk && p->n_kv > plan->chunk ? (p->n_kv + plan->chunk - 1) / plan->chunk : 1;
     job.n_items = job.n_units * job.n_chunks;
     if (job.n_items == 0) return CLATTN_STATUS_SUCCESS;
+    const int64_t *k = p->tensor[TENSOR_K].stride;
+    const bool side_by_side = plan->kernel == CLATTN_KERNEL_HOST_DECODE && k[1] < k[2];
+    job.together = side_by_side ? job.n_units / p->batch : 1;
     job.dropout_key = dropout_key(args->dropout_seed, args->dropout_offset);
 
     const int64_t n_workers = workers_for(plan, p, threads, job.n_items);
     job.work_bytes = work_bytes_of(plan, p, job.heads);
     const size_t workers_bytes = job.work_bytes * (size_t)n_workers;
-    job.n_ranges = plan->chunk ? n_workers : 1;
+    job.n_ranges = plan->kernel == CLATTN_KERNEL_HOST_DECODE ? n_workers : 1;
     const size_t ranges_bytes = sizeof *job.ranges * (size_t)job.n_ranges;
     const size_t all = ranges_bytes + workers_bytes + partials_bytes(&job);
     char *room = all <= sizeof small_work ? small_work : all < PTRDIFF_MAX ? aligned_alloc(64, all) : NULL;

@@ -16,7 +16,7 @@ void clattn__threads_free(host_threads *threads);
 int clattn__threads_count(const host_threads *threads);
 
 /* Runs task(argument, 0) here and task(argument, i), 0 < i < n, on other threads, and returns when all that began are done.
- * A pool thread that comes too late does not begin: tasks draw what they do from a shared counter, and any one of them
+ * A pool thread that comes too late does not begin: tasks draw what they do from shared counters, and any one of them
  * can do it all. Safe from any threads: a caller that finds the pool busy, or finds itself in a forked child, works alone. */
 void clattn__threads_run(host_threads *threads, size_t n, void (*task)(void *, size_t), void *argument);
 
