@@ -27,7 +27,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_merge_lanes(FO
         l = SINKS ? exp2((sink - base) * SCORE_UNIT) : 0;
         for (int c = 0; c < args.n_tiles; c++) {
             __global const real *p = partials + c * args.partial_chunk;
-            if (p[PARTIAL_L] == 0) continue; /* it saw nothing, and wrote no O */
+            if (p[PARTIAL_L] == 0) continue; /* nothing above -infinity: O may be NaN, or not written */
             const real weight = exp2((p[PARTIAL_M] - base) * SCORE_UNIT);
             l += p[PARTIAL_L] * weight;
             UNROLL_FOR (int i = 0; i < MERGED; i++)

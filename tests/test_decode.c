@@ -40,6 +40,7 @@ static const char *const problems[] = {
     "f32 b1 hq32 hkv16 q2 kv4097 d24 dv8 causal offset=4095", /* of 2048 */
     "bf16 b1 hq9 hkv3 q1 kv400 d48",                          /* three rows: tiles of two and one */
     "f16 b2 hq6 hkv3 q2 kv700 d40 kvlen=per-batch bshd",      /* the heads' chunks by turns */
+    "f32 b2 hq2 hkv2 q150 kv700 d32 window=40,0 offset=550 bshd",
 };
 enum { N_PROBLEMS = sizeof problems / sizeof *problems, N_CHUNKS = 3, N_WAYS_OF_CHUNKS = 2 };
 static const int64_t chunks[N_CHUNKS] = {0, 16, 240};

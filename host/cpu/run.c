@@ -126,14 +126,16 @@ static item_place item_place_of(const forward_job *job, int64_t item)
     return p;
 }
 
-/* K's first row of the item after this one, of the same batch entry and band; NULL when that sees none. */
-static const void *k_after(const forward_job *job, int64_t item, const host_tile *tile, const problem_entry *e)
+/* K's first row of the item after this one, as if its query rows were this one's; NULL where they see none of its keys, where
+ * it is of another batch entry, or not before `end`. */
+static const void *k_after(const forward_job *job, int64_t item, int64_t end, const host_tile *tile,
+                           const problem_entry *e)
 {
-    if (item + 1 >= job->n_items) return NULL;
+    if (item + 1 >= end) return NULL;
     const item_place next = item_place_of(job, item + 1);
     const int64_t begin = next.chunk * job->plan->chunk, first = mask_first(tile->band, tile->row_first);
-    const int64_t end = mask_end(tile->band, tile->row_end - 1), row = begin > first ? begin : first;
-    if (next.at.batch != tile->batch || row >= end || row >= begin + job->plan->chunk) return NULL;
+    const int64_t seen = mask_end(tile->band, tile->row_end - 1), row = begin > first ? begin : first;
+    if (next.at.batch != tile->batch || row >= seen || row >= begin + job->plan->chunk) return NULL;
     return tensor_place(job, TENSOR_K, job->p->varlen ? 0 : tile->batch, next.at.head, e->row_kv + row);
 }
 
@@ -145,8 +147,8 @@ static void chunk_cut(const forward_job *job, host_tile *tile, int64_t chunk, ch
     tile->partial = partials;
 }
 
-/* work: the unit's heads, then the kernel's. */
-static void item_run(const forward_job *job, int64_t item, char *work)
+/* own_end: the worker is likely to do the items up to it next. work: the unit's heads, then the kernel's. */
+static void item_run(const forward_job *job, int64_t item, int64_t own_end, char *work)
 {
     const host_plan *plan = job->plan;
     const item_place place = item_place_of(job, item);
@@ -158,7 +160,8 @@ static void item_run(const forward_job *job, int64_t item, char *work)
     char *partials = job->partials ? job->partials + unit * job->n_chunks * job->chunk_bytes : NULL;
     for (int h = 0; h < job->heads; h++) {
         heads[h] = tile_make(job, at.batch, at.head * job->heads + h, at.tile, &entry);
-        if (h == 0 && plan->kernel == CLATTN_KERNEL_HOST_DECODE) heads->k_next = k_after(job, item, heads, &entry);
+        if (h == 0 && plan->kernel == CLATTN_KERNEL_HOST_DECODE)
+            heads->k_next = k_after(job, item, own_end, heads, &entry);
         if (partials) chunk_cut(job, &heads[h], chunk, partials + chunk * job->chunk_bytes);
     }
     if (plan->kernel == CLATTN_KERNEL_HOST_DECODE)
@@ -178,7 +181,7 @@ static void worker(void *argument, size_t w)
         item_range *range = &job->ranges[((int64_t)w + i) % job->n_ranges];
         while (atomic_load_explicit(&range->next, memory_order_relaxed) < range->end) {
             const int64_t item = atomic_fetch_add_explicit(&range->next, 1, memory_order_relaxed);
-            if (item < range->end) item_run(job, item, job->work + w * job->work_bytes);
+            if (item < range->end) item_run(job, item, i == 0 ? range->end : 0, job->work + w * job->work_bytes);
         }
     }
 }
@@ -251,7 +254,7 @@ clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host
     job.heads = plan->kernel == CLATTN_KERNEL_HOST_DECODE ? (int)p->gqa_group : 1;
     job.tiles = (int)((p->n_q + plan->block_q - 1) / plan->block_q);
     job.n_units = p->batch * (p->n_heads_q / job.heads) * job.tiles;
-    job.n_chunks = plan->chunk && p->n_kv > plan->chunk ? (p->n_kv + plan->chunk - 1) / plan->chunk : 1;
+    job.n_chunks = plan->chunk && p->kv_length > plan->chunk ? (p->kv_length + plan->chunk - 1) / plan->chunk : 1;
     job.n_items = job.n_units * job.n_chunks;
     if (job.n_items == 0) return CLATTN_STATUS_SUCCESS;
     const int64_t *k = p->tensor[TENSOR_K].stride;

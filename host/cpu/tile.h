@@ -44,7 +44,8 @@ typedef struct host_tile {
     int64_t batch, head, n_heads_q; /* for the score function and dropout */
 
     /* One chunk's share, instead of o and lse; NULL: all keys are here. */
-    void *partial;      /* [rows of this tile][partial_pitch] */
+    void *partial; /* [rows of this tile][partial_pitch] */
+
     const void *k_next; /* K's first row that this worker is likely to read next, or NULL */
 } host_tile;
 
