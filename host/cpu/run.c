@@ -38,6 +38,8 @@ typedef struct forward_job {
     int64_t n_ranges;
 } forward_job;
 
+static bool decodes(const host_plan *plan) { return plan->kernel == CLATTN_KERNEL_HOST_DECODE; }
+
 /* Element [a, b, c, 0] of a tensor; NULL when absent. */
 static void *tensor_place(const forward_job *job, tensor_name name, int64_t a, int64_t b, int64_t c)
 {
@@ -152,23 +154,20 @@ static void item_run(const forward_job *job, int64_t item, int64_t own_end, char
 {
     const host_plan *plan = job->plan;
     const item_place place = item_place_of(job, item);
-    const int64_t unit = place.unit, chunk = place.chunk;
     const attn_place at = place.at;
     const problem_entry entry = clattn__problem_entry(job->p, job->args, at.batch);
     if ((int64_t)at.tile * plan->block_q >= entry.n_q) return; /* a shorter sequence than the longest */
     host_tile *heads = (host_tile *)work;
-    char *partials = job->partials ? job->partials + unit * job->n_chunks * job->chunk_bytes : NULL;
-    for (int h = 0; h < job->heads; h++) {
-        heads[h] = tile_make(job, at.batch, at.head * job->heads + h, at.tile, &entry);
-        if (h == 0 && plan->kernel == CLATTN_KERNEL_HOST_DECODE)
-            heads->k_next = k_after(job, item, own_end, heads, &entry);
-        if (partials) chunk_cut(job, &heads[h], chunk, partials + chunk * job->chunk_bytes);
-    }
-    if (plan->kernel == CLATTN_KERNEL_HOST_DECODE)
+    char *partials = job->partials ? job->partials + place.unit * job->n_chunks * job->chunk_bytes : NULL;
+    for (int h = 0; h < job->heads; h++) heads[h] = tile_make(job, at.batch, at.head * job->heads + h, at.tile, &entry);
+    if (decodes(plan)) heads->k_next = k_after(job, item, own_end, heads, &entry);
+    for (int h = 0; partials && h < job->heads; h++)
+        chunk_cut(job, &heads[h], place.chunk, partials + place.chunk * job->chunk_bytes);
+    if (decodes(plan))
         plan->decode->decode_chunk(heads, job->heads, work + heads_bytes(job->heads));
     else
         plan->ops->tile_forward(heads, work + heads_bytes(job->heads));
-    if (!partials || atomic_fetch_add(&job->finished[unit], 1) + 1 < job->n_chunks) return;
+    if (!partials || atomic_fetch_add(&job->finished[place.unit], 1) + 1 < job->n_chunks) return;
     const int64_t head_bytes = (heads->row_end - heads->row_first) * partial_row_bytes(job->p);
     for (int h = 0; h < job->heads; h++)
         plan->decode->partials_merge(&heads[h], partials + h * head_bytes, job->chunk_bytes, job->n_chunks);
@@ -205,9 +204,8 @@ static size_t work_bytes_of(const host_plan *plan, const problem *p, int heads)
 {
     const int dim_qk = (int)p->head_dim_qk;
     const size_t bytes =
-        plan->kernel == CLATTN_KERNEL_HOST_DECODE
-            ? plan->decode->work_bytes(dim_qk, heads * plan->block_q, plan->chunk)
-            : plan->ops->work_bytes(dim_qk, (int)p->head_dim_v, plan->block_q, plan->block_kv, p->dtype);
+        decodes(plan) ? plan->decode->work_bytes(dim_qk, heads * plan->block_q, plan->chunk)
+                      : plan->ops->work_bytes(dim_qk, (int)p->head_dim_v, plan->block_q, plan->block_kv, p->dtype);
     return heads_bytes(heads) + whole_lines(bytes);
 }
 
@@ -251,21 +249,20 @@ clattn_status clattn__host_forward(const host_plan *plan, const problem *p, host
 {
     _Alignas(64) char small_work[52 << 10];
     forward_job job = {.plan = plan, .p = p, .args = args};
-    job.heads = plan->kernel == CLATTN_KERNEL_HOST_DECODE ? (int)p->gqa_group : 1;
+    job.heads = decodes(plan) ? (int)p->gqa_group : 1;
     job.tiles = (int)((p->n_q + plan->block_q - 1) / plan->block_q);
     job.n_units = p->batch * (p->n_heads_q / job.heads) * job.tiles;
     job.n_chunks = plan->chunk && p->kv_length > plan->chunk ? (p->kv_length + plan->chunk - 1) / plan->chunk : 1;
     job.n_items = job.n_units * job.n_chunks;
     if (job.n_items == 0) return CLATTN_STATUS_SUCCESS;
     const int64_t *k = p->tensor[TENSOR_K].stride;
-    const bool side_by_side = plan->kernel == CLATTN_KERNEL_HOST_DECODE && k[1] < k[2];
-    job.together = side_by_side ? job.n_units / p->batch : 1;
+    job.together = decodes(plan) && k[1] < k[2] ? job.n_units / p->batch : 1;
     job.dropout_key = dropout_key(args->dropout_seed, args->dropout_offset);
 
     const int64_t n_workers = workers_for(plan, p, threads, job.n_items);
     job.work_bytes = work_bytes_of(plan, p, job.heads);
     const size_t workers_bytes = job.work_bytes * (size_t)n_workers;
-    job.n_ranges = plan->kernel == CLATTN_KERNEL_HOST_DECODE ? n_workers : 1;
+    job.n_ranges = decodes(plan) ? n_workers : 1;
     const size_t ranges_bytes = sizeof *job.ranges * (size_t)job.n_ranges;
     const size_t all = ranges_bytes + workers_bytes + partials_bytes(&job);
     char *room = all <= sizeof small_work ? small_work : all < PTRDIFF_MAX ? aligned_alloc(64, all) : NULL;
