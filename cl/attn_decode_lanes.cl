@@ -22,7 +22,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_decode_lanes(F
     v += args.v_at + at.batch_in_tensors * args.v_batch + at.kv_head * args.v_head + entry.kv_row_first * args.v_row;
     partials += decode_partial_at(&args, at, 0);
 
-    vec q_rows[BLOCK_Q * QK_VECTORS];  /* [BLOCK_Q][QK_VECTORS], scaled */
+    vec q_rows[BLOCK_Q * QK_VECTORS];  /* [BLOCK_Q][QK_VECTORS], words; reals are scaled */
     vec s[BLOCK_Q * BLOCK_KV / LANES]; /* [BLOCK_Q][BLOCK_KV], scores, then probs */
     decode_row row[BLOCK_Q];
 
@@ -37,7 +37,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attn_decode_lanes(F
                 decode_row_of(&args, at, &entry, min(r0 + r, rows - 1), bias, mask, alibi_slopes, score_data, softcap);
         if (n > 0) {
             q_load(q_rows, &args, at, &entry, q, row, scale);
-            scores(s, q_rows, &keys, rows - r0 <= BLOCK_Q);
+            scores(s, q_rows, &keys, scale, rows - r0 <= BLOCK_Q);
             score(s, row, first, n);
             const int masked = mask_hidden(s, band, row, first, n);
             softmax(s, row, n);

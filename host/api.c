@@ -96,7 +96,7 @@ clattn_status clattn_plan_get_info(const clattn_plan *plan, clattn_plan_info *in
     } else {
         info->kernel = plan->choice.kernel;
         info->tuned = plan->choice.is_tuned;
-        if (plan->choice.axes[AXIS_MMA]) info->products = plan->problem.dtype;
+        if (choice_rounds_probs(&plan->choice)) info->products = plan->problem.dtype;
         info->device = plan->device_name;
         info->block_q = plan->choice.axes[AXIS_BLOCK_Q];
         info->block_kv = plan->choice.axes[AXIS_BLOCK_KV];

@@ -406,6 +406,7 @@ static clattn_status choose_decode_lanes(const problem *p, const device_profile 
               " bytes of private memory; it may use %d",
               p->head_dim_qk, block_kv, bytes, LANES_PRIVATE_MOST);
     c->axes[AXIS_BLOCK_Q] = DECODE_ROWS;
+    c->axes[AXIS_MMA] = lanes_engine(p, d);
     c->work_group_size = 1;
     return add_decode_stages(p, d, block_kv, "attn_merge_lanes", c);
 }

@@ -73,6 +73,12 @@ static inline bool choice_splits_keys(const device_choice *c)
     return c->kernel == CLATTN_KERNEL_ATTN_DECODE || c->kernel == CLATTN_KERNEL_ATTN_DECODE_LANES;
 }
 
+/* P is rounded to the problem's type. */
+static inline bool choice_rounds_probs(const device_choice *c)
+{
+    return c->axes[AXIS_MMA] != ENGINE_NONE && !choice_splits_keys(c);
+}
+
 /* Whether calls with host pointers let the kernels work in the caller's memory, but for overlaps and gaps. */
 bool clattn__plan_in_place(const problem *p, const device_profile *device);
 

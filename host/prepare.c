@@ -116,7 +116,10 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
         text_add(why, "matrix engine: %s%s%s%s\n", clattn__engine_names[axes[AXIS_MMA]],
                  is_tried ? "; its products agree with " : "",
                  is_tried ? clattn_kernel_name(clattn__engine_judge(usable.engine)) : "", is_tried ? "'s" : "");
-        add_products(plan->problem.dtype, why);
+        if (choice_rounds_probs(&plan->choice))
+            add_products(plan->problem.dtype, why);
+        else
+            text_add(why, "Q and K are multiplied in pairs; P, scores and sums are f32\n");
     }
     const device_cut *cut = &plan->choice.cut;
     if (cut->n_shares > 1 && !clattn__plan_in_place(&plan->problem, profile))

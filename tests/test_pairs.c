@@ -5,38 +5,41 @@
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 static const test_way lanes = {"attn_fwd_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_FWD_LANES};
+static const test_way decode_lanes = {"attn_decode_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_DECODE_LANES};
 static const test_way backward_lanes = {"attn_bwd_lanes", CLATTN_PATH_DEVICE, CLATTN_KERNEL_ATTN_BWD_LANES};
 enum { SHAPES = 3, ALL = (1 << TEST_FEATURES) - 1 };
 
 /* Sequences bring their own lengths, so two sets. */
 static const unsigned sets[] = {ALL & ~(1u << 3), ALL & ~(1u << 12)};
 
-static void run(test_data *t, int64_t block_q, int64_t block_kv, const char *what)
+/* attn_decode_lanes has pairs of Q and K alone: its P is not rounded. */
+static void run(test_data *t, const test_way *way, int64_t block_q, int64_t block_kv, const char *what)
 {
-    if (test_way_context(&lanes, CLATTN_DTYPE_BF16)) {
-        clattn_plan *plan = test_plan(test_context(), &t->p, &lanes, block_q, block_kv, 0);
+    if (test_way_context(way, CLATTN_DTYPE_BF16)) {
+        clattn_plan *plan = test_plan(test_context(), &t->p, way, block_q, block_kv, 0);
         const char *why = clattn_plan_explain(plan);
         ck_assert_msg(!!strstr(why, "matrix engine: emulated_pairs; its products agree with host_tile's"), "%s", why);
         test_reference(t);
         test_forward(t, plan);
-        ck_assert_int_eq(t->products, CLATTN_DTYPE_BF16);
+        ck_assert_int_eq(t->products, way == &lanes ? CLATTN_DTYPE_BF16 : CLATTN_DTYPE_F32);
+        ck_assert_int_eq(!!strstr(why, "P is rounded to bf16"), way == &lanes);
         test_compare(t, what);
         clattn_plan_release(plan);
     }
     test_data_free(t);
 }
 
-static void run_features(unsigned features, int shape)
+static void run_features(const test_way *way, unsigned features, int shape)
 {
     clattn_problem p;
     if (!test_pair_problem(features, CLATTN_DTYPE_BF16, shape, &p)) return;
-    run(test_pair_data(&p, (uint64_t)features + (uint64_t)shape), 0, 0, "features");
+    run(test_pair_data(&p, (uint64_t)features + (uint64_t)shape), way, 0, 0, "features");
 }
 
-START_TEST(each_feature) { run_features(_i / SHAPES == TEST_FEATURES ? 0 : 1u << _i / SHAPES, _i % SHAPES); }
+START_TEST(each_feature) { run_features(&lanes, _i / SHAPES == TEST_FEATURES ? 0 : 1u << _i / SHAPES, _i % SHAPES); }
 END_TEST
 
-START_TEST(all_features) { run_features(sets[_i / SHAPES], _i % SHAPES); }
+START_TEST(all_features) { run_features(_i % 2 ? &decode_lanes : &lanes, sets[_i / 2 / SHAPES], _i / 2 % SHAPES); }
 END_TEST
 
 /* Odd head dims leave half a word, odd numbers of keys half a pair, and windows may begin in the middle of one. */
@@ -69,8 +72,15 @@ static const struct {
 
 START_TEST(shapes_of_pairs)
 {
-    run(test_data_from_text(shapes[_i / 2].text, 8 + (uint64_t)_i % 2), shapes[_i / 2].block_q, shapes[_i / 2].block_kv,
-        "shape");
+    run(test_data_from_text(shapes[_i / 2].text, 8 + (uint64_t)_i % 2), &lanes, shapes[_i / 2].block_q,
+        shapes[_i / 2].block_kv, "shape");
+}
+END_TEST
+
+/* In chunks of 32 keys, or as the plan has it. */
+START_TEST(decode_of_shapes)
+{
+    run(test_data_from_text(shapes[_i].text, 8), &decode_lanes, 0, _i % 2 ? 32 : 0, "shape");
 }
 END_TEST
 
@@ -82,14 +92,14 @@ START_TEST(nan_beside_keys)
 {
     const double special[] = {(double)NAN, (double)INFINITY, -(double)INFINITY, (double)NAN, (double)INFINITY};
     char text[100];
-    snprintf(text, sizeof text, "bf16 b1 hq2 hkv2 q70 kv150 d40 %s", windows[_i / 2]);
-    test_data *t = test_data_from_text(text, 8 + (uint64_t)_i % 2);
+    snprintf(text, sizeof text, "bf16 b1 hq2 hkv2 q70 kv150 d40 %s", windows[_i / 3]);
+    test_data *t = test_data_from_text(text, 8 + (uint64_t)_i % 3);
     for (int n = 0; n < COUNT(special); n++)
         for (int d = n; d < 40; d += 7) test_set(t, 'v', 0, n % 2, (int[]){5, 33, 60, 61, 100}[n], d, special[n]);
     test_set_row(t, 'k', 0, 0, 62, (double)NAN);
     test_set_row(t, 'v', 0, 1, 149, (double)NAN);
     test_set(t, 'q', 0, 1, 13, 3, (double)NAN);
-    run(t, 0, 0, "NaN");
+    run(t, _i % 3 == 2 ? &decode_lanes : &lanes, 0, 0, "NaN");
 }
 END_TEST
 
@@ -143,11 +153,12 @@ Suite *test_suite(void)
     setenv("CLATTN_MMA", "emulated_pairs", 1);
     TCase *c = test_case(s, "features");
     tcase_add_loop_test(c, each_feature, 0, (TEST_FEATURES + 1) * SHAPES);
-    tcase_add_loop_test(c, all_features, 0, COUNT(sets) * SHAPES);
+    tcase_add_loop_test(c, all_features, 0, 2 * COUNT(sets) * SHAPES);
     c = test_case(s, "shapes");
     tcase_add_loop_test(c, shapes_of_pairs, 0, 2 * COUNT(shapes));
+    tcase_add_loop_test(c, decode_of_shapes, 0, COUNT(shapes));
     c = test_case(s, "nan");
-    tcase_add_loop_test(c, nan_beside_keys, 0, 2 * COUNT(windows));
+    tcase_add_loop_test(c, nan_beside_keys, 0, 3 * COUNT(windows));
     c = test_case(s, "gradients");
     tcase_add_loop_test(c, gradients_of_features, 0, GRADIENT_CASES);
     tcase_add_loop_test(c, gradients_of_shapes, 0, COUNT(shapes));
