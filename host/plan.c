@@ -388,7 +388,9 @@ static clattn_status add_decode_stages(const problem *p, const device_profile *d
     c->partial_chunk = row * decode_rows(p);
     c->workspace_bytes = bytes;
     add_stage(c, name, chunks, p->batch * p->n_heads_kv, c->work_group_size, 0);
-    add_stage(c, merge, chunks, 0, c->work_group_size, 0)->groups = p->batch * p->n_heads_q * p->n_q; /* a row each */
+    device_stage *last = add_stage(c, merge, chunks, 0, c->work_group_size, 0);
+    last->groups = p->batch * p->n_heads_q * p->n_q; /* a row each */
+    last->axes &= ~AXIS_BIT(MMA);
     return CLATTN_STATUS_SUCCESS;
 }
 

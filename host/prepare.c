@@ -30,10 +30,10 @@ static bool is_engines(const device_choice *c, const clattn_plan_options *option
 }
 
 /* On with a lesser engine, from its first variant. */
-static void leave_engine(device_profile *usable, text *why, int *nth)
+static void leave_engine(device_profile *usable, clattn_kernel kernel, text *why, int *nth)
 {
-    text_add(why, "refused: %s by %s: %.450s\n", clattn_kernel_name(clattn__engine_kernel(usable->engine)),
-             clattn__engine_names[usable->engine], last_sentence());
+    text_add(why, "refused: %s by %s: %.450s\n", clattn_kernel_name(kernel), clattn__engine_names[usable->engine],
+             last_sentence());
     usable->engine = clattn__engine_below(usable->engine);
     *nth = -1;
 }
@@ -71,7 +71,7 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
             status = clattn__engine_check(plan->context, d, usable.engine, plan->problem.dtype);
             if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
             if (status != CLATTN_STATUS_SUCCESS) {
-                leave_engine(&usable, why, &nth);
+                leave_engine(&usable, clattn__engine_kernel(usable.engine), why, &nth);
                 continue;
             }
         }
@@ -86,7 +86,7 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
         const bool is_refused_mma = is_last && options->kernel == CLATTN_KERNEL_ATTN_FWD_MMA &&
                                     usable.engine > ENGINE_EMULATED && !engine_is_lanes(usable.engine);
         if (is_refused_pairs || is_refused_mma) {
-            leave_engine(&usable, why, &nth);
+            leave_engine(&usable, plan->choice.kernel, why, &nth);
             continue;
         }
         /* What an app's function does to a build it does to all, unless the kernel is one that a driver may refuse.

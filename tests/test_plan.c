@@ -281,6 +281,28 @@ START_TEST(pairs_automatic)
         ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
         ck_assert_int_eq(c.kernel, i / 4 ? CLATTN_KERNEL_ATTN_BWD_LANES : CLATTN_KERNEL_ATTN_FWD_LANES);
         ck_assert_int_eq(c.axes[AXIS_MMA], p.dtype == CLATTN_DTYPE_BF16 ? (int)engine : ENGINE_NONE);
+        ck_assert_int_eq(choice_rounds_probs(&c), p.dtype == CLATTN_DTYPE_BF16);
+    }
+}
+END_TEST
+
+/* Of Q and K alone; the merge has no use for the engine. */
+START_TEST(pairs_decode)
+{
+    for (int i = 0; i < 4; i++) {
+        char line[64];
+        device_choice c;
+        device_profile d = profile_of(&machines[5]);
+        const clattn_plan_options o = options_of(CLATTN_KERNEL_AUTO, 0, 0);
+        snprintf(line, sizeof line, "%s hq2 q1 kv5000 d64", storages[i]);
+        const problem p = problem_of(line);
+        d.engine = ENGINE_VDPBF16PS;
+        ck_assert_int_eq(clattn__plan_device(&p, &d, &o, 0, &c, &is_last), CLATTN_STATUS_SUCCESS);
+        ck_assert_int_eq(c.kernel, CLATTN_KERNEL_ATTN_DECODE_LANES);
+        ck_assert_int_eq(c.axes[AXIS_MMA], p.dtype == CLATTN_DTYPE_BF16 ? ENGINE_VDPBF16PS : ENGINE_NONE);
+        ck_assert(!choice_rounds_probs(&c));
+        ck_assert(c.stages[0].axes >> AXIS_MMA & 1);
+        ck_assert(!(c.stages[1].axes >> AXIS_MMA & 1));
     }
 }
 END_TEST
@@ -1597,6 +1619,7 @@ Suite *test_suite(void)
 #endif
     tcase_add_test(t, engine_automatic);
     tcase_add_test(t, pairs_automatic);
+    tcase_add_test(t, pairs_decode);
     tcase_add_loop_test(t, engine_tiles_fit, 0, N_MACHINES);
     tcase_add_loop_test(t, slices_ahead, 0, N_MACHINES);
     tcase_add_loop_test(t, lanes_has_one_variant, 0, N_MACHINES);
