@@ -280,7 +280,8 @@ typedef struct clattn_plan_info {
     clattn_kernel kernel;     /* what it runs; a device's gradients take further kernels, which the explanation names */
     clattn_kernel cl_kernel;  /* what clattn_enqueue_* runs; AUTO when the plan cannot be enqueued */
     clattn_dtype products;    /* what Q K', P V, dO V' and P' dO are multiplied in: F32, F64, or BF16 or F16, to which
-                                 P is rounded then, but neither scores nor sums. F32 where it is Q K' alone */
+                                 P is rounded then, but neither scores nor sums; F32 too where
+                                 Q and K alone are multiplied in pairs of bf16 */
     const char *instructions; /* host path: "amx_bf16", "avx512_bf16", "avx512", "avx2", "portable"; "" on devices */
     const char *device;       /* device path: the device's name; "" on the host path */
     int64_t block_q, block_kv;
