@@ -56,7 +56,8 @@ const char *const clattn__engine_names[ENGINE_COUNT] = {
     [ENGINE_VDPBF16PS] = "vdpbf16ps",
 };
 
-clattn_kernel clattn__engine_kernel(matrix_engine engine)
+/* The forward kernel that it serves. */
+static clattn_kernel engine_kernel(matrix_engine engine)
 {
     return engine_is_lanes(engine) ? CLATTN_KERNEL_ATTN_FWD_LANES : CLATTN_KERNEL_ATTN_FWD_MMA;
 }
@@ -122,7 +123,7 @@ static clattn_status check(clattn_context *context, device *d, matrix_engine eng
 {
     const float o_most = dtype == CLATTN_DTYPE_F16 ? 0x1p-8F : 0x1p-5F, small_most = 0x1p-21F,
                 lse_most = 1e-4F; /* |O| is at most 2 */
-    const clattn_kernel kernel = clattn__engine_kernel(engine), known = clattn__engine_judge(engine);
+    const clattn_kernel kernel = engine_kernel(engine), known = clattn__engine_judge(engine);
     const char *name = clattn_kernel_name(kernel), *known_name = clattn_kernel_name(known);
     FORWARD(run(context, d, engine, dtype, dim, known, a));
     FORWARD(run(context, d, engine, dtype, dim, kernel, b));

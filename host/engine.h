@@ -7,9 +7,6 @@
 
 extern const char *const clattn__engine_names[ENGINE_COUNT];
 
-/* The forward kernel that it serves. */
-clattn_kernel clattn__engine_kernel(matrix_engine engine);
-
 /* The kernel that its numbers are held against: one that the device must build, or for a CPU device the host path's. */
 clattn_kernel clattn__engine_judge(matrix_engine engine);
 

@@ -713,6 +713,7 @@ static clattn_status choose(const problem *p, const device_profile *d, const cla
                             device_choice *c, bool *is_last)
 {
     *is_last = true;
+    *c = (device_choice){.kernel = o->kernel};
     FORWARD(check_reach(p));
     RETURN_IF(p->batch > d->max_alloc_bytes / (2 * (int64_t)sizeof(int64_t)), UNSUPPORTED,
               "batch is %" PRId64 "; %s allocates at most %" PRId64 " bytes at once", p->batch, d->name,
@@ -725,7 +726,6 @@ static clattn_status choose(const problem *p, const device_profile *d, const cla
     RETURN_IF(backward && p->score_function.source && !p->score_function.source_derivative, UNSUPPORTED,
               "score_function.source_derivative is NULL; backward needs it on the device path");
     if (backward) FORWARD(check_allocations(p, d, NULL));
-    memset(c, 0, sizeof *c);
     c->axes[AXIS_STORAGE] = (int)p->dtype;
     c->axes[AXIS_HEAD_DIM_QK] = (int)p->head_dim_qk;
     c->axes[AXIS_HEAD_DIM_V] = (int)p->head_dim_v;

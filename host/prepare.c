@@ -71,7 +71,7 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
             status = clattn__engine_check(plan->context, d, usable.engine, plan->problem.dtype);
             if (status == CLATTN_STATUS_OUT_OF_HOST_MEMORY) return status;
             if (status != CLATTN_STATUS_SUCCESS) {
-                leave_engine(&usable, clattn__engine_kernel(usable.engine), why, &nth);
+                leave_engine(&usable, plan->choice.kernel, why, &nth);
                 continue;
             }
         }
@@ -86,7 +86,7 @@ static clattn_status prepare_on(clattn_plan *plan, const clattn_problem *text_of
         const bool is_refused_mma = is_last && options->kernel == CLATTN_KERNEL_ATTN_FWD_MMA &&
                                     usable.engine > ENGINE_EMULATED && !engine_is_lanes(usable.engine);
         if (is_refused_pairs || is_refused_mma) {
-            leave_engine(&usable, is_refused_mma ? options->kernel : plan->choice.kernel, why, &nth);
+            leave_engine(&usable, plan->choice.kernel, why, &nth);
             continue;
         }
         /* What an app's function does to a build it does to all, unless the kernel is one that a driver may refuse.
